@@ -1,0 +1,45 @@
+"""What a user did that cannot work, said in one sentence. The command line prints these without a traceback."""
+
+from __future__ import annotations
+
+__all__ = ["BundleError", "CalibrationError", "LineBusyError", "MasklineError", "RecipeError", "ResourceError", "SourceError"]
+
+EXIT_ERROR = 1
+EXIT_CONFIG = 78
+"""EX_CONFIG of sysexits.h: systemd does not restart a service that ends with it (RestartPreventExitStatus=78)."""
+
+
+class MasklineError(Exception):
+    """An error that the user can act on. The message names the thing, the value, what was expected and what to do."""
+
+    exit_code = EXIT_ERROR
+
+
+class RecipeError(MasklineError):
+    """The recipe is missing, unreadable or wrong."""
+
+    exit_code = EXIT_CONFIG
+
+
+class BundleError(MasklineError):
+    """A bundle is missing, incomplete or does not match its hashes."""
+
+    exit_code = EXIT_CONFIG
+
+
+class CalibrationError(MasklineError):
+    """A calibration file cannot be read, or good parts are too few to compute one."""
+
+    exit_code = EXIT_CONFIG
+
+
+class SourceError(MasklineError):
+    """A source of frames cannot be opened or cannot go on."""
+
+
+class LineBusyError(MasklineError):
+    """Another supervisor runs this line, or a port that the recipe names is taken."""
+
+
+class ResourceError(MasklineError):
+    """The machine cannot give what the recipe needs: shared memory, disk, a directory."""

@@ -1,0 +1,361 @@
+"""Recipes: one TOML file that describes a line.
+
+A recipe is read once, by the supervisor, checked whole, and handed to every process in its resolved form, so that a
+file edited while the line runs changes nothing. `MASKLINE__SECTION__FIELD=value` in the environment overrides a field.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, TomlConfigSettingsSource
+
+from edge.errors import RecipeError
+
+__all__ = [
+    "Engine",
+    "Frame",
+    "LineOk",
+    "Mode",
+    "Recipe",
+    "Region",
+    "Source",
+    "Station",
+    "Tiling",
+    "load_recipe",
+    "scoring_sha256",
+    "shipped_recipe",
+]
+
+ENV_PREFIX = "MASKLINE__"
+MAX_RECIPE_BYTES = 1 << 20
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,30}$")]
+
+
+class Section(BaseModel):
+    """What all parts of a recipe have in common: they never change, and an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Mode(str, Enum):
+    """How a source treats pressure."""
+
+    LIVE = "live"  # parts come when they come; a frame without a free slot is UNINSPECTED(overload)
+    LOSSLESS = "lossless"  # every part is inspected; the source waits for a free slot (recordings, folders)
+
+
+class Source(Section):
+    """Where the frames of a station come from."""
+
+    kind: Literal["recording", "folder", "video", "web", "marker"]
+    path: Path | None = None  # recording, folder, video: the file or folder
+    channel: str | None = None  # recording: the recorded station, if it differs from this one
+    mode: Mode = Mode.LIVE
+    triggers: Literal["independent", "inferred"] = "inferred"
+    rate_hz: float = Field(default=5.0, gt=0, le=1000)  # parts per second; a live recording keeps its own times
+    parts: int | None = Field(default=None, ge=1)  # end after so many
+    seed: int = Field(default=0, ge=0)  # web, marker: of the simulation
+    defect_share: float = Field(default=0.2, ge=0, le=1)  # web, marker: parts that are bad in truth
+    texture: str = "gravel"  # web: which photograph
+
+    @model_validator(mode="after")
+    def _path_where_needed(self) -> Source:
+        if self.kind in ("recording", "folder", "video") and self.path is None:
+            raise ValueError(f"kind = \"{self.kind}\" needs a path")
+        return self
+
+    @property
+    def simulated(self) -> bool:
+        """Whether verdicts from this source must say `simulated`: nothing but a camera is real."""
+        return True
+
+
+class Frame(Section):
+    """What the camera delivers; anything else is UNINSPECTED(wrong_size)."""
+
+    width_px: int = Field(ge=16, le=32768)
+    height_px: int = Field(ge=16, le=32768)
+    channels: Literal[1, 3] = 1
+    bit_depth: Literal[8, 10, 12, 16] = 8
+
+    @property
+    def dtype(self) -> str:
+        return "uint8" if self.bit_depth == 8 else "uint16"
+
+    @property
+    def nbytes(self) -> int:
+        return self.width_px * self.height_px * self.channels * (1 if self.bit_depth == 8 else 2)
+
+
+class Region(Section):
+    """A rectangle of the frame, in its pixels."""
+
+    x_px: int = Field(ge=0)
+    y_px: int = Field(ge=0)
+    width_px: int = Field(ge=1)
+    height_px: int = Field(ge=1)
+
+
+class Tiling(Section):
+    """How a frame is cut into the tiles that the engine sees."""
+
+    resize: float = Field(default=1.0, gt=0, le=4)  # applied to the region before it is cut
+    overlap_px: int = Field(default=0, ge=0, le=512)  # at least so much, in tile pixels
+    region: Region | None = None  # absent: the whole frame
+    ignore_mask: Path | None = None  # image of the frame's size; what is white there is not judged
+
+
+class Validity(Section):
+    """When an image is no image: the share of pixels allowed to be black or saturated."""
+
+    black_level: float = Field(default=0.02, ge=0, le=1)  # of full scale; a frame whose brightest 1 % is below is black
+    saturated_share: float = Field(default=0.9, gt=0, le=1)  # more pixels than this at full scale: saturated
+
+
+class Station(Section):
+    """One camera position."""
+
+    name: Name
+    lane: str = ""  # stations with the same lane see views of the same parts; default: the station's own name
+    source: Source
+    frame: Frame
+    tiling: Tiling = Tiling()
+    validity: Validity = Validity()
+    bundle: str  # the name of a bundle that ships, or a path
+    plan: Literal["x1", "x4", "x16", "cascade"] = "x1"
+    slots: int = Field(default=4, ge=2, le=64)  # frames in flight
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lane_is_name(cls, data: Any) -> Any:
+        if isinstance(data, dict) and not data.get("lane"):
+            data = {**data, "lane": data.get("name", "")}
+        return data
+
+    @model_validator(mode="after")
+    def _region_inside(self) -> Station:
+        r = self.tiling.region
+        if r and (r.x_px + r.width_px > self.frame.width_px or r.y_px + r.height_px > self.frame.height_px):
+            raise ValueError(
+                f"tiling.region ends at {r.x_px + r.width_px} x {r.y_px + r.height_px} px, outside the frame of "
+                f"{self.frame.width_px} x {self.frame.height_px} px"
+            )
+        return self
+
+
+class Engine(Section):
+    """The backend that serves every bundle of the line."""
+
+    backend: Literal["openvino", "marker", "null"] = "openvino"
+    precision: Literal["f32", "bf16"] = "f32"
+    threads: int = Field(default=0, ge=0, le=256)  # 0: the cores less one
+    null_delay_ms: float = Field(default=0, ge=0, le=60_000)  # backend "null": how long it pretends to work per frame
+
+
+class Deadline(Section):
+    """How long a part may wait for its answer."""
+
+    deadline_ms: int = Field(ge=1, le=600_000)  # from the trigger of the last expected view
+    view_timeout_ms: int = Field(default=10_000, ge=1, le=600_000)  # from the first view to the last: missing_view after
+    drain_ms: int = Field(default=2_000, ge=0, le=60_000)  # SIGTERM: so long in-flight triggers may still be answered
+
+
+class Outputs(Section):
+    """Where verdicts are published, beside the line's own ipc endpoint."""
+
+    publish: tuple[str, ...] = ()  # tcp://127.0.0.1:PORT
+
+    @field_validator("publish")
+    @classmethod
+    def _loopback_only(cls, endpoints: tuple[str, ...]) -> tuple[str, ...]:
+        for endpoint in endpoints:
+            if not endpoint.startswith(("tcp://127.0.0.1:", "tcp://[::1]:")):
+                raise ValueError(f"{endpoint!r}: plain TCP is allowed on loopback only (tcp://127.0.0.1:PORT)")
+        return endpoints
+
+
+class Journal(Section):
+    """The record of what was decided."""
+
+    commit_interval_ms: int = Field(default=50, ge=1, le=100)  # power-cut window: everything is on disk after this
+    max_lag_ms: int = Field(default=1_000, ge=100, le=60_000)  # nothing goes out while the disk lags more than this
+    reserve_mib: int = Field(default=16, ge=1, le=4096)  # disk space held back to finish open parts when it is full
+
+
+class Pictures(Section):
+    """Which images are kept; storage pressure deletes these, never verdicts."""
+
+    keep: Literal["none", "rejects", "all"] = "rejects"
+    every_nth_pass: int = Field(default=0, ge=0)  # with "rejects": also each nth PASS; 0: none
+    max_mib: int = Field(default=1024, ge=1)
+
+
+class LineOk(Section):
+    """What stops the machine when this box dies: software cannot."""
+
+    wired: Literal["none", "gpio", "plc"]
+    because: str = ""  # with "none": why that is acceptable
+
+    @model_validator(mode="after")
+    def _none_needs_a_reason(self) -> LineOk:
+        if self.wired == "none" and not self.because.strip():
+            raise ValueError("wired = \"none\" needs because = \"...\": nothing stops the machine when this box dies")
+        return self
+
+
+class Recipe(Section):
+    """One line. There is no default safe state and no default LINE-OK: the recipe says them, or the line does not start."""
+
+    line: Name
+    safe_state: Literal["reject_all", "stop_line"]  # what actuators do without a timely PASS
+    line_ok: LineOk
+    deadline: Deadline
+    engine: Engine = Engine()
+    outputs: Outputs = Outputs()
+    journal: Journal = Journal()
+    pictures: Pictures = Pictures()
+    stations: tuple[Station, ...] = Field(min_length=1, max_length=32)
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Recipe:
+        names = [s.name for s in self.stations]
+        if twice := sorted({n for n in names if names.count(n) > 1}):
+            raise ValueError(f"stations named twice: {', '.join(twice)}")
+        return self
+
+    def station(self, name: str) -> Station:
+        """The station of that name; KeyError if there is none."""
+        for station in self.stations:
+            if station.name == name:
+                return station
+        raise KeyError(name)
+
+    def lane_views(self, lane: str) -> tuple[str, ...]:
+        """The stations that see a part of this lane, in the order of the recipe."""
+        return tuple(s.name for s in self.stations if s.lane == lane)
+
+    @property
+    def lanes(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(s.lane for s in self.stations))
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the resolved recipe: what was in force, whatever file and environment it came from."""
+        return _sha256(self.model_dump(mode="json"))
+
+
+def scoring_sha256(recipe: Recipe, station: Station) -> str:
+    """Hash of the fields that change a station's pixels or scores: what a calibration is valid for."""
+    mask = station.tiling.ignore_mask
+    return _sha256(
+        {
+            "frame": station.frame.model_dump(mode="json"),
+            "tiling": station.tiling.model_dump(mode="json", exclude={"ignore_mask"}),
+            "ignore_mask": hashlib.sha256(mask.read_bytes()).hexdigest() if mask else None,
+        }
+    )
+
+
+def _sha256(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def shipped_recipe(name: str) -> Path | None:
+    """The path of a recipe that ships with the package (`configs/NAME.toml`), or None."""
+    here = Path(__file__).resolve().parent
+    for folder in (here / "configs", here.parent / "configs"):
+        if (folder / f"{name}.toml").is_file():
+            return folder / f"{name}.toml"
+    return None
+
+
+def load_recipe(path_or_name: str | Path) -> Recipe:
+    """Read, resolve and check a recipe: a TOML file, or the name of one that ships.
+
+    Relative paths in it are taken from the folder of the file. Raises RecipeError, which names the field, its value
+    and what is allowed.
+    """
+    path = Path(path_or_name)
+    if not path.exists() and (shipped := shipped_recipe(str(path_or_name))):
+        path = shipped
+    try:
+        if path.stat().st_size > MAX_RECIPE_BYTES:
+            raise RecipeError(f"{path}: larger than {MAX_RECIPE_BYTES} bytes; that is no recipe")
+        path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot read this recipe: {error}. Name a TOML file, or a recipe that ships") from error
+    _refuse_unknown_overrides(path)
+    try:
+        resolved = _reader(path)().model_dump()
+        return Recipe.model_validate(_anchor_paths(resolved, path.resolve().parent))
+    except ValidationError as error:
+        raise RecipeError("\n".join(_explain(path, e) for e in error.errors())) from error
+    except ValueError as error:  # tomllib.TOMLDecodeError, and JSON that does not parse in an override
+        raise RecipeError(f"{path}: {error}") from error
+
+
+def _reader(path: Path) -> type[BaseSettings]:
+    """A settings class that reads this file, with the environment on top of it."""
+
+    class RecipeFile(Recipe, BaseSettings):
+        model_config = {"frozen": True, "extra": "forbid"}
+
+        @classmethod
+        def settings_customise_sources(
+            cls, settings_cls: type[BaseSettings], *_: PydanticBaseSettingsSource, **__: PydanticBaseSettingsSource
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            environment = EnvSettingsSource(settings_cls, env_prefix=ENV_PREFIX, env_nested_delimiter="__")
+            return environment, TomlConfigSettingsSource(settings_cls, toml_file=path)
+
+    return RecipeFile
+
+
+def _refuse_unknown_overrides(path: Path) -> None:
+    for variable in os.environ:
+        if not variable.startswith(ENV_PREFIX):
+            continue
+        section, *fields = variable[len(ENV_PREFIX) :].lower().split("__")
+        if section not in Recipe.model_fields:
+            known = ", ".join(f"{ENV_PREFIX}{n.upper()}" for n in Recipe.model_fields)
+            raise RecipeError(f"{path}: the environment sets {variable}, which overrides nothing; known: {known}")
+        annotation = Recipe.model_fields[section].annotation
+        if fields and isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            if fields[0] not in annotation.model_fields:
+                known = ", ".join(annotation.model_fields)
+                raise RecipeError(f"{path}: the environment sets {variable}; [{section}] has only: {known}")
+
+
+def _anchor_paths(resolved: dict[str, Any], folder: Path) -> dict[str, Any]:
+    def anchor(value: Any) -> Any:
+        if isinstance(value, Path):
+            return folder / value.expanduser()
+        if isinstance(value, dict):
+            return {k: anchor(v) for k, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [anchor(v) for v in value]
+        return value
+
+    for station in resolved["stations"]:
+        if (folder / station["bundle"] / "manifest.json").is_file():
+            station["bundle"] = str(folder / station["bundle"])
+    return {k: anchor(v) for k, v in resolved.items()}
+
+
+def _explain(path: Path, error: Any) -> str:
+    """`recipe.toml: stations.0.frame.width_px = 3: input should be greater than or equal to 16`."""
+    field = ".".join(str(part) for part in error["loc"]) or "recipe"
+    if error["type"] == "missing":
+        return f"{path}: {field}: this field is required"
+    if error["type"] == "extra_forbidden":
+        return f"{path}: {field}: no such field; `maskline check` on a shipped recipe prints all that exist"
+    value = error["input"]
+    shown = "" if isinstance(value, (dict, list)) else f" = {value!r}"
+    return f"{path}: {field}{shown}: {error['msg'][0].lower()}{error['msg'][1:]}"

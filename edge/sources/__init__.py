@@ -1,0 +1,75 @@
+"""Sources of frames: one Protocol, and one file each for what implements it.
+
+A source delivers events in order. Every trigger has a number; numbers of one station rise by one. A source says
+`Triggered` for each part, then `Exposed` with its image or with the reason why there is none; `Ended` is its last word.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.settings import Station
+from edge.verdict import Reason
+
+__all__ = ["Ended", "Event", "Exposed", "Image", "Source", "Triggered", "open_source"]
+
+Image = NDArray[Any]
+"""uint8 or uint16 [H, W, C], C = 1 or 3 (RGB)."""
+
+
+@dataclass(frozen=True)
+class Triggered:
+    """A part demands an answer."""
+
+    number: int
+    at_ns: int  # monotonic clock of the host
+    missed: bool = False  # inferred from a gap in the frame ids: there will be no image
+
+
+@dataclass(frozen=True)
+class Exposed:
+    """The image of a trigger, or the reason why there is none. The array is valid until the next `poll`."""
+
+    number: int
+    image: Image | None
+    reason: Reason | None = None
+    detail: str = ""  # for the log: what is wrong with the image, in words
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The source has no more parts; `next_number` is the number that the next one would have had."""
+
+    next_number: int
+
+
+Event = Triggered | Exposed | Ended
+
+
+class Source(Protocol):
+    """What a capture process reads from."""
+
+    def poll(self, timeout_s: float) -> Event | None:
+        """The next event, or None when nothing happened for `timeout_s`. Raises SourceError when it cannot go on."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def open_source(station: Station, start_ns: int, first_number: int) -> Source:
+    """Open the source of a station.
+
+    `start_ns`: monotonic time at which trigger 0 of a simulated stream is due. `first_number`: the first trigger number
+    not used yet (not 0 when capture was restarted). A lossless source goes on there; a live one goes on with the part
+    that passes now, and the numbers between are parts that nobody saw.
+
+    Raises SourceError, which names the file and what was expected.
+    """
+    raise NotImplementedError
+
+
+def _keep(_: np.generic) -> None: ...

@@ -1,0 +1,55 @@
+"""The words in which the line answers: decisions, reasons, states."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+__all__ = ["CLOCK_REASONS", "Decision", "GateState", "Reason", "worst"]
+
+
+class Decision(str, Enum):
+    """What is said of a part. Anything that is not a timely PASS belongs in the reject bin."""
+
+    PASS = "PASS"  # noqa: S105 - a verdict, not a password
+    REJECT = "REJECT"
+    UNINSPECTED = "UNINSPECTED"
+
+
+class Reason(str, Enum):
+    """Why a part is UNINSPECTED."""
+
+    UNCALIBRATED = "uncalibrated"  # no calibration, or one made for another bundle, recipe, backend or precision
+    DEADLINE = "deadline"  # no answer in time; the late score goes to the journal only
+    OVERLOAD = "overload"  # no free slot for the frame
+    MISSED_FRAME = "missed_frame"  # a trigger without an image, or a gap in the frame ids
+    MISSING_VIEW = "missing_view"  # an expected view of the part was never triggered
+    BAD_IMAGE = "bad_image"  # the image does not decode
+    WRONG_SIZE = "wrong_size"  # not the size, depth or channels that the recipe declares
+    BLACK_FRAME = "black_frame"
+    SATURATED_FRAME = "saturated_frame"
+    ENGINE_ERROR = "engine_error"
+    RESTART = "restart"  # open when the gate, the supervisor or the box died; always late
+    STOPPING = "stopping"  # still open when the drain budget of a stop was spent
+
+
+CLOCK_REASONS = frozenset({Reason.DEADLINE, Reason.OVERLOAD, Reason.RESTART, Reason.STOPPING})
+"""Reasons that time alone causes: a replay keeps them apart from the decision."""
+
+_SEVERITY = {Decision.PASS: 0, Decision.UNINSPECTED: 1, Decision.REJECT: 2}
+
+
+def worst(decisions: list[Decision]) -> Decision:
+    """The decision for a part from those of its views: REJECT before UNINSPECTED before PASS.
+
+    Raises ValueError for an empty list: a part without views has no verdict.
+    """
+    return max(decisions, key=_SEVERITY.__getitem__)
+
+
+class GateState(str, Enum):
+    """The gate's own state, in every heartbeat."""
+
+    NOT_READY = "NOT_READY"  # starting, or the journal cannot be written: no verdict goes out
+    READY = "READY"
+    DEGRADED = "DEGRADED"  # verdicts go out, and something wants attention: see the heartbeat's `trouble`
+    STOPPING = "STOPPING"
