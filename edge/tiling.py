@@ -22,6 +22,7 @@ __all__ = [
     "FrameLevels",
     "PreparePlan",
     "Tiling",
+    "boxes_to_frame",
     "convert_channels",
     "cut",
     "frame_levels",
@@ -30,7 +31,6 @@ __all__ = [
     "prepare",
     "resize",
     "stitch",
-    "tile_boxes_to_frame",
     "tile_mask",
     "to_8bit",
 ]
@@ -356,16 +356,14 @@ def tile_mask(ignore: Array, frame_size: tuple[int, int], region: Box, tiling: T
     return cut(sized > 0, tiling, np.empty((tiling.count, tiling.tile, tiling.tile, 1), np.bool_))[..., 0]
 
 
-def tile_boxes_to_frame(boxes: list[Box], index: int, plan: PreparePlan) -> list[Box]:
-    """Move boxes of tile `index` into frame pixels, rounded outwards, so that they still enclose what they enclosed."""
-    origin = plan.tiling.boxes[index]
+def boxes_to_frame(boxes: list[Box], plan: PreparePlan) -> list[Box]:
+    """Move boxes from pixels of the prepared picture to frame pixels, rounded outwards so that they still enclose."""
     moved = []
     for box in boxes:
-        left = math.floor((origin.x + box.x) / plan.scale_x)
-        top = math.floor((origin.y + box.y) / plan.scale_y)
-        right = math.ceil((origin.x + box.x + box.width) / plan.scale_x)
-        bottom = math.ceil((origin.y + box.y + box.height) / plan.scale_y)
-        right, bottom = min(right, plan.region.width), min(bottom, plan.region.height)
+        left = math.floor(box.x / plan.scale_x)
+        top = math.floor(box.y / plan.scale_y)
+        right = min(math.ceil((box.x + box.width) / plan.scale_x), plan.region.width)
+        bottom = min(math.ceil((box.y + box.height) / plan.scale_y), plan.region.height)
         moved.append(Box(plan.region.x + left, plan.region.y + top, right - left, bottom - top))
     return moved
 

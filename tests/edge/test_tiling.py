@@ -210,19 +210,20 @@ def test_ignore_mask_reaches_every_tile_pixel_that_it_touches() -> None:
 
 
 @few
-@given(st.sampled_from([0.5, 0.37, 1.0, 2.0]), st.integers(0, 9), st.integers(0, 9), st.integers(1, 6))
+@given(st.sampled_from([0.5, 0.37, 1.0, 2.0]), st.integers(0, 20), st.integers(0, 20), st.integers(1, 9))
 def test_boxes_go_back_to_frame_pixels(scale: float, x: int, y: int, size: int) -> None:
     region = t.Box(3, 5, 90, 80)
     plan = t.plan_prepare((100, 100, 1), tile=16, overlap=3, region=region, scale=scale)
-    index = plan.tiling.count - 1
-    (box,) = t.tile_boxes_to_frame([t.Box(x, y, size, size)], index, plan)
-    origin = plan.tiling.boxes[index]
-    assert (box.x - 3) * plan.scale_x <= origin.x + x < (box.x - 3 + 1) * plan.scale_x + 1
-    assert (box.x + box.width - 3) * plan.scale_x >= origin.x + x + size - 1e-6
-    assert box.x >= 3
-    assert box.y >= 5
-    assert box.x + box.width <= 93
-    assert box.y + box.height <= 85
+    (box,) = t.boxes_to_frame([t.Box(x, y, size, size)], plan)
+    for start, length, first, scaled, offset, limit in (
+        (box.x, box.width, x, plan.scale_x, 3, 93),
+        (box.y, box.height, y, plan.scale_y, 5, 85),
+    ):
+        assert offset <= start
+        assert start + length <= limit
+        assert (start - offset) * scaled <= first < (start - offset + 1) * scaled
+        end = min((start - offset + length) * scaled, limit * scaled)
+        assert end >= min(first + size, (limit - offset) * scaled) - 1e-6
 
 
 def test_levels_tell_a_picture_from_none() -> None:
