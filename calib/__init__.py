@@ -1,0 +1,1 @@
+"""Thresholds from good parts, metrics, and reports."""
