@@ -1,0 +1,84 @@
+"""Backends: what runs a bundle's network. All look the same from outside; `open_backend` makes one by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edge.errors import BundleError, RecipeError
+from engines.bundle import Bundle
+
+__all__ = ["BACKENDS", "Backend", "BackendInfo", "open_backend", "require_plan"]
+
+BACKENDS = ("openvino", "marker", "null")
+
+Tiles = npt.NDArray[np.uint8]
+Reconstruction = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class BackendInfo:
+    """What ran, as read back from what runs: thresholds belong to it."""
+
+    backend: str
+    version: str
+    device: str
+    precision: str
+    """Effective precision, which may differ from the one that was asked for."""
+    isa: str
+    """The instruction set that decides the last bits, such as "avx512_vnni" or "avx512_core_amx"."""
+    plan: str
+
+
+class Backend(Protocol):
+    """Belongs to one thread of one process."""
+
+    def load(self, bundle: Bundle, plan: str, *, precision: str, threads: int, batch: int) -> None:
+        """Makes the engine ready for `batch` tiles at a time on `threads` threads; 0 means the cores less one.
+
+        precision: "f32" or "bf16". Raises BundleError for a bundle or plan that this backend cannot run, and
+        RecipeError for a precision that this machine cannot run.
+        """
+
+    def warm_up(self) -> None:
+        """Runs once on made-up tiles, so that the first part does not pay for it."""
+
+    def infer(self, tiles: Tiles, out: Reconstruction) -> int | None:
+        """Fills `out` (float32 [N, h, w, C] in [0, 1], C-contiguous) with what the network repaints of `tiles` (uint8
+        [N, h, w, C], any N).
+
+        Returns the part number that the pixels themselves carry, if any (the witness). Real engines return None; the
+        marker engine reads it, so that a verdict made from another part's pixels can be seen.
+        """
+
+    def describe(self) -> BackendInfo:
+        """What runs. Raises RuntimeError before `load`."""
+
+
+def open_backend(name: str, *, null_delay_ms: float | None = None) -> Backend:
+    """A backend by name, not loaded. `null_delay_ms` overrides the delay in a null bundle. Raises RecipeError."""
+    if name == "openvino":
+        from engines.backends.openvino import OpenVinoBackend
+
+        return OpenVinoBackend()
+    if name == "marker":
+        from engines.backends.marker import MarkerBackend
+
+        return MarkerBackend()
+    if name == "null":
+        from engines.backends.null import NullBackend
+
+        return NullBackend(null_delay_ms)
+    raise RecipeError(f"engine backend {name!r} is unknown: expected one of {', '.join(BACKENDS)}")
+
+
+def require_plan(bundle: Bundle, plan: str) -> None:
+    """Raises BundleError unless the bundle has that mask plan."""
+    if plan not in bundle.manifest.plans:
+        raise BundleError(
+            f"bundle {bundle.path}: it has no mask plan {plan!r}, only {', '.join(bundle.manifest.plans)}; "
+            "change `plan` in the recipe"
+        )

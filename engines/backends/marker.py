@@ -1,0 +1,62 @@
+"""A backend that reads the answer from the pixels (see `edge.marker`), for tests of everything around it."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from edge.errors import BundleError
+from edge.marker import find
+from engines.backends import BackendInfo, require_plan
+from engines.bundle import Bundle, MarkerArchitecture
+
+__all__ = ["MarkerBackend"]
+
+
+class MarkerBackend:
+    """ "Repaints" good parts as they are, and bad parts with the marker's square inverted: the judge does the rest.
+
+    Tiles without a marker come back as they are, but a frame without any is an error, and so is one with markers of two
+    parts: no verdict may rest on them.
+    """
+
+    def __init__(self) -> None:
+        self._plan: str | None = None
+
+    def load(self, bundle: Bundle, plan: str, *, precision: str, threads: int, batch: int) -> None:
+        """See `Backend`."""
+        kind = bundle.manifest.architecture.kind
+        if not isinstance(bundle.manifest.architecture, MarkerArchitecture):
+            raise BundleError(f"bundle {bundle.path}: backend 'marker' needs a bundle of kind 'marker', not {kind!r}")
+        require_plan(bundle, plan)
+        self._plan = plan
+
+    def warm_up(self) -> None:
+        """Nothing to warm up."""
+
+    def infer(self, tiles: npt.NDArray[np.uint8], out: npt.NDArray[np.float32]) -> int | None:
+        """See `Backend`; the witness is the marker's part number. `tiles` are those of one frame.
+
+        Raises ValueError if they hold no intact marker, or markers of different parts.
+        """
+        np.multiply(tiles, np.float32(1 / 255), out=out)
+        witness: int | None = None
+        for tile, repainted in zip(tiles, out, strict=True):
+            found = find(tile)
+            if found is None:
+                continue
+            if witness not in (None, found.marker.part):
+                raise ValueError(f"the tiles of a frame carry markers of parts {witness} and {found.marker.part}")
+            witness = found.marker.part
+            if found.marker.bad:
+                square = repainted[found.y : found.y + found.side, found.x : found.x + found.side]
+                np.subtract(np.float32(1), square, out=square)
+        if witness is None:
+            raise ValueError("no intact marker in any tile of the frame")
+        return witness
+
+    def describe(self) -> BackendInfo:
+        """See `Backend`."""
+        if self._plan is None:
+            raise RuntimeError("load the backend first")
+        return BackendInfo("marker", "1", "none", "f32", "any", self._plan)
