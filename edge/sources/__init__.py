@@ -1,19 +1,25 @@
 """Sources of frames: one Protocol, and one file each for what implements it.
 
 A source delivers events in order. Every trigger has a number; numbers of one station rise by one. A source says
-`Triggered` for each part, then `Exposed` with its image or with the reason why there is none; `Ended` is its last word.
+`Triggered` for each part, then `Exposed` with its image or with the reason why there is none, then the next part's; a
+trigger that is `missed` has no `Exposed`. `Ended` is its last word.
+
+*Independent* triggers are said when they are due, whatever becomes of the image. *Inferred* ones are known from the
+images alone: a gap in the frame ids is noticed with the next frame, and said as `missed`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 from edge.settings import Station
 from edge.verdict import Reason
+
+if TYPE_CHECKING:
+    from edge.sources.pacing import Feed
 
 __all__ = ["Ended", "Event", "Exposed", "Image", "Source", "Triggered", "open_source"]
 
@@ -69,7 +75,29 @@ def open_source(station: Station, start_ns: int, first_number: int) -> Source:
 
     Raises SourceError, which names the file and what was expected.
     """
-    raise NotImplementedError
+    from edge.sources.pacing import PacedSource
+
+    return PacedSource(_open_feed(station), station.source, start_ns, first_number)
 
 
-def _keep(_: np.generic) -> None: ...
+def _open_feed(station: Station) -> Feed:
+    kind = station.source.kind
+    if kind == "marker":
+        from edge.sources.marker import MarkerFeed
+
+        return MarkerFeed(station)
+    if kind == "web":
+        from edge.sources.web import WebFeed
+
+        return WebFeed(station)
+    if kind == "folder":
+        from edge.sources.folder import FolderFeed
+
+        return FolderFeed(station)
+    if kind == "video":
+        from edge.sources.video import VideoFeed
+
+        return VideoFeed(station)
+    from edge.sources.recorded import RecordedFeed
+
+    return RecordedFeed(station)
