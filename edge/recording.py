@@ -62,16 +62,16 @@ class RecordedFrame:
 
     def decode(self, max_pixels: int = MAX_PIXELS) -> Image:
         """The pixels: uint8 or uint16 [H, W, C]. Raises BadImageError for too many, or for a content that is wrong."""
-        if self.height * self.width > max_pixels:
-            raise BadImageError(f"{self.width} x {self.height} px; at most {max_pixels} pixels are decoded here")
         shape = (self.height, self.width, self.channels)
+        if min(shape) < 1 or self.height * self.width > max_pixels or self.channels not in (1, 3):
+            raise BadImageError(f"the shape {shape}; decoded are up to {max_pixels} pixels of 1 or 3 channels")
         if self.encoding == "png":
             image = decode_image(self.data, max_pixels)
         elif self.encoding == "raw" and self.dtype in ("uint8", "uint16"):
-            pixels = np.frombuffer(self.data, np.dtype(self.dtype).newbyteorder("<"))
-            if pixels.size != self.height * self.width * self.channels:
+            pixel = np.dtype(self.dtype).newbyteorder("<")
+            if len(self.data) != self.height * self.width * self.channels * pixel.itemsize:
                 raise BadImageError(f"{len(self.data)} bytes are no {self.dtype} image of the shape {shape}")
-            image = pixels.reshape(shape)
+            image = np.frombuffer(self.data, pixel).astype(self.dtype, copy=False).reshape(shape)
         else:
             raise BadImageError(f"encoding {self.encoding!r} of {self.dtype!r}; read are png and raw, uint8 and uint16")
         if image.shape != shape or str(image.dtype) != self.dtype:

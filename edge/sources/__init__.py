@@ -71,7 +71,8 @@ def open_source(station: Station, start_ns: int, first_number: int) -> Source:
 
     `start_ns`: monotonic time at which trigger 0 of a simulated stream is due. `first_number`: the first trigger number
     not used yet (not 0 when capture was restarted). A lossless source goes on there; a live one goes on with the part
-    that passes now, and the numbers between are parts that nobody saw.
+    that passes now, and the numbers between are parts that nobody saw. A live source that starts late at 0 says what it
+    missed.
 
     Raises SourceError, which names the file and what was expected.
     """

@@ -100,7 +100,7 @@ class PacedSource:
         self._queue: deque[tuple[int, Event]] = deque()
         self._ended = False
         self._number = first_number
-        if self._live:
+        if self._live and first_number > 0:  # from 0 on, the line owes every part an answer
             self._number = feed.first_due(clock() - start_ns, first_number)
             if self._parts is not None:
                 self._number = min(self._number, max(first_number, self._parts))

@@ -111,6 +111,12 @@ def test_a_restarted_live_source_goes_on_with_the_part_that_passes_now() -> None
     assert stream.poll(1.0) == Triggered(42, START_NS + 42 * PERIOD_NS)
 
 
+def test_a_source_that_starts_late_loses_no_part() -> None:
+    clock = FakeClock(START_NS + 3 * PERIOD_NS + 1)
+    events = drain(source(Feed(end=6), clock))
+    assert [(t.number, t.missed) for t in triggers(events)] == [(n, False) for n in range(6)]
+
+
 def test_a_restarted_live_source_never_repeats_a_number() -> None:
     clock = FakeClock(START_NS + 3 * PERIOD_NS)
     stream = source(Feed(), clock, first_number=7)
