@@ -11,7 +11,7 @@ import dataclasses
 import types
 import typing
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import msgpack
 
@@ -162,7 +162,6 @@ class Heartbeat:
 
 
 Message = Trigger | SourceEnded | FrameRef | ViewResult | Verdict | Heartbeat
-_M = TypeVar("_M")
 
 _TYPES: dict[str, type] = {
     "trigger": Trigger,
@@ -197,7 +196,7 @@ def _plain(value: Any) -> Any:
     return vars(value) if isinstance(value, View) else value
 
 
-def decode(data: bytes, *expected: type[_M]) -> _M:
+def decode(data: bytes, *expected: type[Any]) -> Any:
     """The message in `data`, which must be one of the `expected` types.
 
     Raises ProtocolError, which says what is wrong.
@@ -216,7 +215,7 @@ def decode(data: bytes, *expected: type[_M]) -> _M:
     cls = _TYPES.get(name) if isinstance(name, str) else None
     if cls not in expected:
         raise ProtocolError(f"message type {name!r}; expected one of {[_NAMES[e] for e in expected]}")
-    return typing.cast(_M, _build(cls, fields))
+    return _build(cls, fields)
 
 
 def _build(cls: Any, fields: dict[str, Any]) -> Any:
@@ -230,6 +229,8 @@ def _build(cls: Any, fields: dict[str, Any]) -> Any:
 
 def _check(owner: str, name: str, hint: Any, value: Any) -> Any:
     """`value` as the type that the field declares; ProtocolError if it is another one."""
+    if type(value) is hint:
+        return value
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):  # only `X | None` occurs
         return None if value is None else _check(owner, name, arguments[0], value)
@@ -246,6 +247,4 @@ def _check(owner: str, name: str, hint: Any, value: Any) -> Any:
             return hint(value)
         except ValueError as error:
             raise ProtocolError(f"{owner}.{name}: {error}") from error
-    if type(value) is hint:
-        return value
     raise ProtocolError(f"{owner}.{name} is {type(value).__name__}, expected {hint}")

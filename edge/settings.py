@@ -69,7 +69,7 @@ class Source(Section):
     @model_validator(mode="after")
     def _path_where_needed(self) -> Source:
         if self.kind in ("recording", "folder", "video") and self.path is None:
-            raise ValueError(f"kind = \"{self.kind}\" needs a path")
+            raise ValueError(f'kind = "{self.kind}" needs a path')
         return self
 
     @property
@@ -113,13 +113,6 @@ class Tiling(Section):
     ignore_mask: Path | None = None  # image of the frame's size; what is white there is not judged
 
 
-class Validity(Section):
-    """When an image is no image: the share of pixels allowed to be black or saturated."""
-
-    black_level: float = Field(default=0.02, ge=0, le=1)  # of full scale; a frame whose brightest 1 % is below is black
-    saturated_share: float = Field(default=0.9, gt=0, le=1)  # more pixels than this at full scale: saturated
-
-
 class Station(Section):
     """One camera position."""
 
@@ -128,7 +121,6 @@ class Station(Section):
     source: Source
     frame: Frame
     tiling: Tiling = Tiling()
-    validity: Validity = Validity()
     bundle: str  # the name of a bundle that ships, or a path
     plan: Literal["x1", "x4", "x16", "cascade"] = "x1"
     slots: int = Field(default=4, ge=2, le=64)  # frames in flight
@@ -164,7 +156,9 @@ class Deadline(Section):
     """How long a part may wait for its answer."""
 
     deadline_ms: int = Field(ge=1, le=600_000)  # from the trigger of the last expected view
-    view_timeout_ms: int = Field(default=10_000, ge=1, le=600_000)  # from the first view to the last: missing_view after
+    view_timeout_ms: int = Field(
+        default=10_000, ge=1, le=600_000
+    )  # from the first view to the last: missing_view after
     drain_ms: int = Field(default=2_000, ge=0, le=60_000)  # SIGTERM: so long in-flight triggers may still be answered
 
 
@@ -198,6 +192,13 @@ class Pictures(Section):
     max_mib: int = Field(default=1024, ge=1)
 
 
+class Supervision(Section):
+    """How often a process may die before the line is broken."""
+
+    restarts: int = Field(default=10, ge=0, le=1_000_000)  # per process, within the window
+    window_s: int = Field(default=60, ge=1, le=86_400)
+
+
 class LineOk(Section):
     """What stops the machine when this box dies: software cannot."""
 
@@ -207,7 +208,7 @@ class LineOk(Section):
     @model_validator(mode="after")
     def _none_needs_a_reason(self) -> LineOk:
         if self.wired == "none" and not self.because.strip():
-            raise ValueError("wired = \"none\" needs because = \"...\": nothing stops the machine when this box dies")
+            raise ValueError('wired = "none" needs because = "...": nothing stops the machine when this box dies')
         return self
 
 
@@ -222,6 +223,7 @@ class Recipe(Section):
     outputs: Outputs = Outputs()
     journal: Journal = Journal()
     pictures: Pictures = Pictures()
+    supervision: Supervision = Supervision()
     stations: tuple[Station, ...] = Field(min_length=1, max_length=32)
 
     @model_validator(mode="after")
@@ -233,10 +235,7 @@ class Recipe(Section):
 
     def station(self, name: str) -> Station:
         """The station of that name; KeyError if there is none."""
-        for station in self.stations:
-            if station.name == name:
-                return station
-        raise KeyError(name)
+        return {s.name: s for s in self.stations}[name]
 
     def lane_views(self, lane: str) -> tuple[str, ...]:
         """The stations that see a part of this lane, in the order of the recipe."""
@@ -247,12 +246,17 @@ class Recipe(Section):
         return tuple(dict.fromkeys(s.lane for s in self.stations))
 
     @property
+    def simulated(self) -> bool:
+        """Whether any frame of the line comes from something else than a camera."""
+        return any(s.source.simulated for s in self.stations)
+
+    @property
     def sha256(self) -> str:
         """Hash of the resolved recipe: what was in force, whatever file and environment it came from."""
         return _sha256(self.model_dump(mode="json"))
 
 
-def scoring_sha256(recipe: Recipe, station: Station) -> str:
+def scoring_sha256(station: Station) -> str:
     """Hash of the fields that change a station's pixels or scores: what a calibration is valid for."""
     mask = station.tiling.ignore_mask
     return _sha256(
@@ -291,7 +295,9 @@ def load_recipe(path_or_name: str | Path) -> Recipe:
             raise RecipeError(f"{path}: larger than {MAX_RECIPE_BYTES} bytes; that is no recipe")
         path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: cannot read this recipe: {error}. Name a TOML file, or a recipe that ships") from error
+        raise RecipeError(
+            f"{path}: cannot read this recipe: {error}. Name a TOML file, or a recipe that ships"
+        ) from error
     _refuse_unknown_overrides(path)
     try:
         resolved = _reader(path)().model_dump()

@@ -10,7 +10,7 @@ __all__ = ["CLOCK_REASONS", "Decision", "GateState", "Reason", "worst"]
 class Decision(str, Enum):
     """What is said of a part. Anything that is not a timely PASS belongs in the reject bin."""
 
-    PASS = "PASS"  # noqa: S105 - a verdict, not a password
+    PASS = "PASS"
     REJECT = "REJECT"
     UNINSPECTED = "UNINSPECTED"
 

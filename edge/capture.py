@@ -1,0 +1,121 @@
+"""Capture: one process per camera. Tells the gate of each trigger, then puts the frame into a slot."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from edge.messages import FrameRef, SourceEnded, Trigger, ViewResult
+from edge.processes import GATE, PREPARE
+from edge.settings import Mode
+from edge.slab import State
+from edge.sources import Ended, Exposed, Image, Source, Triggered, open_source
+from edge.verdict import Decision, Reason
+from edge.worker import IDLE_MS, Worker
+
+__all__ = ["run"]
+
+_LOOK_AGAIN_S = 0.002
+
+
+class Capture:
+    """The capture process of one station."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker, self.slab, self.me = worker, worker.slab, worker.process.index
+        self.station = worker.recipe.station(worker.process.station)
+        self.frame = self.station.frame
+        self.at_ns = 0  # of the newest trigger
+
+    def open(self) -> Source:
+        """Wait until the whole line is up, then open the source where an earlier capture process left off."""
+        while not self.worker.line_started and not self.worker.stopping:
+            self.worker.beat()
+            time.sleep(_LOOK_AGAIN_S)
+        return open_source(self.station, int(self.slab.head["start_ns"]), self._next_number)
+
+    @property
+    def _next_number(self) -> int:
+        """The first trigger number not used yet. It lives in the slab, so that no restart uses one again."""
+        return int(self.slab.head["next_trigger"][self.me])
+
+    @_next_number.setter
+    def _next_number(self, number: int) -> None:
+        self.slab.head["next_trigger"][self.me] = number
+
+    def has_room(self) -> bool:
+        """Whether a lossless source may go on: it waits until a frame can be taken."""
+        slots = self.slab.station_slots[self.station.name]
+        return self.station.source.mode is Mode.LIVE or any(self.slab.is_free(s) for s in slots)
+
+    def on_trigger(self, event: Triggered) -> None:
+        """Tell the gate at once: from now on an answer is owed."""
+        self.at_ns, self._next_number = event.at_ns, event.number + 1
+        self.worker.send(GATE, Trigger(self.station.name, event.number, event.at_ns, event.missed))
+
+    def on_frame(self, event: Exposed) -> None:
+        """Put the frame into a slot and send it on its way, or say why it cannot be inspected."""
+        if event.image is None:
+            self._refuse(event.number, event.reason or Reason.BAD_IMAGE, event.detail)
+        elif (found := _shape(event.image)) != self._declared:
+            self._refuse(event.number, Reason.WRONG_SIZE, f"{found}, the recipe says {self._declared}")
+        elif (taken := self.slab.acquire(self.station.name, self.me)) is None:
+            self._refuse(event.number, Reason.OVERLOAD, "no free slot")
+        else:
+            slot, generation = taken
+            np.copyto(self.slab.arrays(slot)["frame"], event.image)
+            stamps = [time.monotonic_ns()]
+            self.worker.pass_on(
+                FrameRef(self.station.name, event.number, slot, generation, self.at_ns, stamps), PREPARE
+            )
+            self.worker.count("done")
+
+    @property
+    def _declared(self) -> str:
+        return _describe(self.frame.height_px, self.frame.width_px, self.frame.channels, self.frame.dtype)
+
+    def _refuse(self, number: int, reason: Reason, detail: str) -> None:
+        self.worker.count("failed")
+        self.worker.log.warning(
+            "frame_refused", station=self.station.name, number=number, reason=reason.value, detail=detail
+        )
+        self.worker.send(GATE, ViewResult(self.station.name, number, self.at_ns, Decision.UNINSPECTED, reason))
+
+    def end(self, next_number: int) -> None:
+        """Say that the source has no more parts; the supervisor does not start this process again."""
+        self._next_number = next_number
+        self.worker.send(GATE, SourceEnded(self.station.name, next_number))
+        self.worker.log.info("source_ended", station=self.station.name, parts=next_number)
+        self.worker.report(State.DONE)
+
+
+def _shape(image: Image) -> str:
+    return _describe(image.shape[0], image.shape[1], image.shape[2] if image.ndim == 3 else 1, image.dtype.name)
+
+
+def _describe(height: int, width: int, channels: int, dtype: str) -> str:
+    return f"{width} x {height} px, {channels} channel{'s' if channels > 1 else ''}, {dtype}"
+
+
+def run(worker: Worker) -> None:
+    """The capture process."""
+    capture = Capture(worker)
+    worker.ready()
+    source = capture.open()
+    try:
+        while not worker.stopping:
+            worker.beat()
+            if not capture.has_room():
+                time.sleep(_LOOK_AGAIN_S)
+                continue
+            event = source.poll(IDLE_MS / 1000)
+            if isinstance(event, Triggered):
+                capture.on_trigger(event)
+            elif isinstance(event, Exposed):
+                capture.on_frame(event)
+            elif isinstance(event, Ended):
+                capture.end(event.next_number)
+                return
+    finally:
+        source.close()

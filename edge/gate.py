@@ -1,0 +1,285 @@
+"""The gate owes the verdicts: it is the only publisher, the only writer of the journal, and it keeps the deadlines.
+
+One turn of its loop: take what has come, ask the ledger what is due, write both in one transaction, publish. Nothing is
+published that is not in the journal. When the journal cannot be written, the gate holds what it has, receives no more,
+and says so in its heartbeat.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import partial
+
+import zmq
+
+from edge.errors import LineBusyError
+from edge.journal import Journal, JournalFullError, OpenTrigger, boot_id
+from edge.ledger import Answer, Ledger, view_of, withdraw
+from edge.messages import Heartbeat, SourceEnded, Trigger, Verdict, ViewResult, encode
+from edge.paths import journal_path
+from edge.topics import HEALTH, HEARTBEAT_INTERVAL_MS, VERDICT, topic
+from edge.verdict import Decision, GateState, Reason
+from edge.worker import IDLE_MS, Worker
+
+__all__ = ["Gate", "run"]
+
+RETRY_S = 0.05
+
+
+@dataclass
+class Turn:
+    """What one turn of the loop has to write before anything of it is published."""
+
+    triggers: list[Trigger] = field(default_factory=list)
+    late: list[ViewResult] = field(default_factory=list)
+    answers: list[Answer] = field(default_factory=list)
+
+
+class Gate:
+    """The gate's state between two turns of its loop."""
+
+    def __init__(self, worker: Worker, journal: Journal) -> None:
+        """Close what an earlier gate left open, and bind the publisher. Raises LineBusyError for a port in use."""
+        self.worker, self.recipe, self.journal = worker, worker.recipe, journal
+        self.run = journal.run(worker.slab.server_id, self.recipe.sha256, self.recipe.model_dump_json())
+        self.seq = journal.last_seq()
+        self.topic_seq = {lane: journal.last_topic_seq(lane) for lane in self.recipe.lanes}
+        self.boot_id = boot_id()
+        self.state: GateState | None = None
+        self.journal_full = False
+        self.counters: Counter[str] = Counter()
+        self.next_beat_ns = 0
+        self.publisher = self._bind()
+        self.ledger = Ledger(self.recipe, journal.next_numbers(self.run), self._answered)
+        self._close_what_was_left()
+
+    def turn(self) -> None:
+        """Receive, decide, write, publish; returns within IDLE_MS when nothing happens."""
+        turn = Turn()
+        for message in self.worker.receive(self._patience_ms(), Trigger, ViewResult, SourceEnded):
+            self._take(message, turn)
+        if not self._lags():
+            turn.answers = self.ledger.due(time.monotonic_ns())
+        self.settle(turn)
+
+    def settle(self, turn: Turn, run: int | None = None) -> None:
+        """Write a turn, however long that takes, then publish its verdicts. `run`: of an earlier start of the line."""
+        run = self.run if run is None else run
+        if turn.triggers or turn.late or turn.answers:
+            for verdict, payload in self._write(turn, run):
+                self.publisher.send_multipart([topic(VERDICT, verdict.line, verdict.lane), payload])
+                self.counters[verdict.decision.value.lower()] += 1
+        self.worker.report_open(self.ledger.open_parts)
+        self.heartbeat()
+
+    def heartbeat(self) -> None:
+        """Publish the heartbeat, when it is due or the state has changed."""
+        now_ns = time.monotonic_ns()
+        state, trouble = self._state(now_ns)
+        if state is self.state and now_ns < self.next_beat_ns:
+            return
+        if state is not self.state:
+            self.worker.log.info("gate_state", state=state.value, trouble=trouble)
+        self.state, self.next_beat_ns = state, now_ns + HEARTBEAT_INTERVAL_MS * 1_000_000
+        beat = Heartbeat(
+            line=self.recipe.line,
+            epoch=self.journal.epoch,
+            state=state,
+            trouble=trouble,
+            seq=self.seq,
+            open=self.ledger.open_parts,
+            interval_ms=HEARTBEAT_INTERVAL_MS,
+            safe_state=self.recipe.safe_state,
+            simulated=self.recipe.simulated,
+            at_ns=now_ns,
+            utc_ns=time.time_ns(),
+            boot_id=self.boot_id,
+            counters=dict(self.counters + self.ledger.counters),
+        )
+        self.publisher.send_multipart([topic(HEALTH, self.recipe.line), encode(beat)])
+
+    def _patience_ms(self) -> int:
+        """How long the loop may wait for messages: until the next deadline or heartbeat."""
+        closing_ns = self.ledger.next_closing_ns()
+        wake_ns = self.next_beat_ns if closing_ns is None else min(closing_ns, self.next_beat_ns)
+        wait_ms = -((time.monotonic_ns() - wake_ns) // 1_000_000)
+        return max(1 if self._lags() else 0, min(IDLE_MS, wait_ms))
+
+    def _lags(self) -> bool:
+        return self.journal.lag_ms(time.monotonic_ns()) > self.recipe.journal.max_lag_ms
+
+    def _take(self, message: Trigger | ViewResult | SourceEnded, turn: Turn) -> None:
+        if isinstance(message, Trigger):
+            turn.triggers += self.ledger.trigger(message)
+        elif isinstance(message, SourceEnded):
+            turn.triggers += self.ledger.ended(message, time.monotonic_ns())
+        else:
+            seen, in_time = self.ledger.result(message)
+            turn.triggers += seen
+            if not in_time:
+                turn.late.append(message)
+
+    def _write(self, turn: Turn, run: int) -> list[tuple[Verdict, bytes]]:
+        """Write until it is written: until then nothing is published, nothing received, and the heartbeat says why.
+
+        Verdicts are made anew for each try, so that one whose deadline passes meanwhile is no PASS any more.
+        """
+        rows = self._trigger_rows(turn, run)
+        while True:
+            verdicts, withdrawn = self._verdicts(turn.answers, run)
+            encoded = [(v, encode(v)) for v in verdicts]
+            try:
+                self.journal.write(partial(_insert, run, rows, turn.late + withdrawn, encoded))
+            except JournalFullError as error:
+                if not self.journal_full:
+                    self.worker.log.error("journal_full", error=str(error))
+                self.journal_full = True
+                self.worker.beat()
+                self.heartbeat()
+                time.sleep(RETRY_S)
+                continue
+            self.journal_full = False
+            for verdict in verdicts:
+                self.seq, self.topic_seq[verdict.lane] = verdict.seq, verdict.topic_seq
+            return encoded
+
+    def _verdicts(self, answers: list[Answer], run: int) -> tuple[list[Verdict], list[ViewResult]]:
+        """The verdicts of these answers if they are published now, and the view results that come too late for that."""
+        verdicts, late_results = [], []
+        topic_seq = dict(self.topic_seq)
+        now_ns, utc_ns = time.monotonic_ns(), time.time_ns()
+        for seq, answer in enumerate(answers, self.seq + 1):
+            late = answer.reason is Reason.RESTART or now_ns > answer.deadline_ns
+            said, withdrawn = withdraw(answer) if late else (answer, [])
+            late_results += withdrawn
+            topic_seq[said.lane] = topic_seq.get(said.lane, 0) + 1
+            verdicts.append(
+                Verdict(
+                    line=self.recipe.line,
+                    lane=said.lane,
+                    part=said.number,
+                    decision=said.decision,
+                    reason=said.reason,
+                    late=late,
+                    epoch=self.journal.epoch,
+                    seq=seq,
+                    topic_seq=topic_seq[said.lane],
+                    run=run,
+                    score=said.score,
+                    threshold=said.threshold,
+                    views=[view_of(v, self.worker.plan.bundle_sha256(v.station)) for v in said.views],
+                    simulated=self.recipe.simulated,
+                    recipe=self.recipe.sha256,
+                    boot_id=self.boot_id,
+                    trigger_ns=said.trigger_ns,
+                    deadline_ns=said.deadline_ns,
+                    decided_ns=now_ns,
+                    trigger_utc_ns=said.seen_utc_ns or utc_ns - (now_ns - said.trigger_ns),
+                    decided_utc_ns=utc_ns,
+                )
+            )
+        return verdicts, late_results
+
+    def _trigger_rows(self, turn: Turn, run: int) -> list[tuple[object, ...]]:
+        utc_ns = time.time_ns()
+        return [
+            (run, t.station, t.number, self.ledger.lane_of(t.station), t.at_ns, utc_ns, t.missed) for t in turn.triggers
+        ]
+
+    def _bind(self) -> zmq.Socket[bytes]:
+        publisher = self.worker.zmq.socket(zmq.PUB)
+        for endpoint in (self.worker.verdict_endpoint, *self.recipe.outputs.publish):
+            try:
+                publisher.bind(endpoint)
+            except zmq.ZMQError as error:
+                raise LineBusyError(
+                    f"cannot publish on {endpoint}: {error.strerror}; is another line using it?"
+                ) from error
+        return publisher
+
+    def _answered(self, lane: str, number: int) -> bool:
+        return self.journal.has_verdict(self.run, lane, number)
+
+    def _close_what_was_left(self) -> None:
+        """Answer what a gate before this one saw and could not answer: UNINSPECTED(restart), late."""
+        parts: dict[tuple[int, str, int], list[OpenTrigger]] = {}
+        for trigger in self.journal.open_triggers():
+            parts.setdefault((trigger.run, trigger.lane, trigger.number), []).append(trigger)
+        for (run, lane, number), triggers in parts.items():
+            views = [ViewResult(t.station, number, t.at_ns, Decision.UNINSPECTED, Reason.RESTART) for t in triggers]
+            first = min(triggers, key=lambda t: t.at_ns)
+            answer = Answer(
+                lane,
+                number,
+                Decision.UNINSPECTED,
+                Reason.RESTART,
+                None,
+                None,
+                views,
+                first.at_ns,
+                first.at_ns,
+                first.seen_utc_ns,
+            )
+            self.settle(Turn(answers=[answer]), run)
+        if parts:
+            self.worker.log.warning("closed_after_restart", parts=len(parts))
+
+    def _state(self, now_ns: int) -> tuple[GateState, list[str]]:
+        """The gate's state and what is wrong, in words."""
+        blocking = ["the disk is full: the journal cannot be written"] if self.journal_full else []
+        if (lag_ms := self.journal.lag_ms(now_ns)) > self.recipe.journal.max_lag_ms:
+            blocking.append(self.journal.failure or f"the disk is {lag_ms:.0f} ms behind: the journal is not durable")
+        trouble = [f"{name} does not run" for name in self.worker.processes_not_running()]
+        if not self.journal.has_reserve:
+            trouble.append("the disk is nearly full: the journal's reserve is used or could not be made")
+        if self.worker.line_stopping:
+            return GateState.STOPPING, blocking + trouble
+        if blocking or not self.worker.line_started:
+            return GateState.NOT_READY, blocking + trouble
+        return (GateState.DEGRADED if trouble else GateState.READY), trouble
+
+
+def _insert(
+    run: int,
+    triggers: list[tuple[object, ...]],
+    late: list[ViewResult],
+    verdicts: list[tuple[Verdict, bytes]],
+    db: sqlite3.Connection,
+) -> None:
+    """Write one turn's rows, in the caller's transaction."""
+    db.executemany("INSERT INTO triggers VALUES (?,?,?,?,?,?,?)", triggers)
+    now_ns = time.monotonic_ns()
+    db.executemany(
+        "INSERT INTO late_results VALUES (?,?,?,?,?,?,?,?)",
+        [
+            (run, r.station, r.number, r.decision.value, r.reason and r.reason.value, r.score, r.threshold, now_ns)
+            for r in late
+        ],
+    )
+    db.executemany(
+        "INSERT INTO verdicts VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+        [
+            (v.seq, v.run, v.lane, v.part, v.decision.value, v.reason and v.reason.value, v.late)
+            + (v.score, v.threshold, v.trigger_ns, v.decided_ns, v.topic_seq, payload)
+            for v, payload in verdicts
+        ],
+    )
+
+
+def run(worker: Worker) -> None:
+    """The gate process."""
+    kept = worker.recipe.journal
+    path = journal_path(worker.state_dir)
+    journal = Journal(path, commit_interval_ms=kept.commit_interval_ms, reserve_mib=kept.reserve_mib)
+    try:
+        gate = Gate(worker, journal)
+        worker.ready()
+        while not worker.stopping:
+            worker.beat()
+            gate.turn()
+        gate.settle(Turn(answers=gate.ledger.close_all(Reason.STOPPING)))
+    finally:
+        journal.close()

@@ -1,0 +1,233 @@
+"""The ledger: which parts are open, and what must be said of each, when. No sockets, no clock, no disk.
+
+A part opens with the first trigger of one of its views and closes once, with one verdict: when every expected view was
+answered, or shortly before its deadline, whatever is missing then.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from edge.messages import SourceEnded, Trigger, View, ViewResult
+from edge.settings import Recipe
+from edge.verdict import Decision, Reason, worst
+
+__all__ = ["MARGIN_NS", "MAX_GAP", "Answer", "Ledger", "Part", "view_of", "withdraw"]
+
+MARGIN_NS = 5_000_000
+"""The gate answers this long before the deadline, so that the answer is out on time."""
+
+MAX_GAP = 100_000
+"""A larger jump of the trigger numbers is a broken counter, not so many missed parts."""
+
+
+@dataclass
+class Part:
+    """An open part."""
+
+    lane: str
+    number: int
+    expected: tuple[str, ...]
+    triggered: dict[str, int] = field(default_factory=dict)  # station -> monotonic ns
+    results: dict[str, ViewResult] = field(default_factory=dict)
+
+    @property
+    def first_ns(self) -> int:
+        return min(self.triggered.values())
+
+    @property
+    def complete(self) -> bool:
+        return len(self.results) == len(self.expected)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The verdict of a part, before it gets its numbers and provenance."""
+
+    lane: str
+    number: int
+    decision: Decision
+    reason: Reason | None
+    score: float | None
+    threshold: float | None
+    views: list[ViewResult]
+    trigger_ns: int
+    deadline_ns: int
+    seen_utc_ns: int | None = None  # where monotonic times of another boot say nothing
+
+
+class Ledger:
+    """Open parts of one run of the line."""
+
+    def __init__(
+        self, recipe: Recipe, next_numbers: dict[str, int], answered: Callable[[str, int], bool] = lambda *_: False
+    ) -> None:
+        """`next_numbers`: per station the first trigger number that was not seen yet. `answered(lane, number)` tells
+        whether a part has its verdict already; it is asked only when a view comes after its part may have been closed.
+        """
+        self._answered = answered
+        self._lane_of = {s.name: s.lane for s in recipe.stations}
+        self._views = {lane: recipe.lane_views(lane) for lane in recipe.lanes}
+        self._next = {s.name: next_numbers.get(s.name, 0) for s in recipe.stations}
+        self._deadline_ns = recipe.deadline.deadline_ms * 1_000_000
+        self._view_timeout_ns = recipe.deadline.view_timeout_ms * 1_000_000
+        self._open: dict[tuple[str, int], Part] = {}
+        self.counters: Counter[str] = Counter()
+
+    @property
+    def open_parts(self) -> int:
+        return len(self._open)
+
+    def lane_of(self, station: str) -> str:
+        return self._lane_of[station]
+
+    def trigger(self, trigger: Trigger) -> list[Trigger]:
+        """Take a trigger; returns those that are new and belong in the journal: itself, and before it every one that a
+        gap in the numbers shows to be missed."""
+        if trigger.station not in self._next:
+            self.counters["unknown_station"] += 1
+            return []
+        if trigger.number < self._next[trigger.station]:
+            self.counters["duplicate_trigger"] += 1
+            return []
+        seen = self._close_gap(trigger.station, trigger.number, trigger.at_ns)
+        self._next[trigger.station] = trigger.number + 1
+        self._see(trigger)
+        return [*seen, trigger]
+
+    def ended(self, end: SourceEnded, now_ns: int) -> list[Trigger]:
+        """Take the end of a source; returns the triggers that were lost before it."""
+        return self._close_gap(end.station, end.next_number, now_ns) if end.station in self._next else []
+
+    def result(self, result: ViewResult) -> tuple[list[Trigger], bool]:
+        """Take the answer for a view; returns (triggers seen through it, whether it was in time).
+
+        A result whose trigger was lost on its way is as good as the trigger.
+        """
+        seen = self.trigger(Trigger(result.station, result.number, result.at_ns)) if self._unseen(result) else []
+        part = self._open.get((self._lane_of.get(result.station, ""), result.number))
+        if part is None:
+            self.counters["late_results"] += 1
+            return seen, False
+        if result.station in part.results:
+            self.counters["duplicate_results"] += 1
+        else:
+            part.results[result.station] = result
+        return seen, True
+
+    def due(self, now_ns: int) -> list[Answer]:
+        """Close every part that is complete or out of time; its answer, in the order of the deadlines."""
+        closing = [p for p in self._open.values() if p.complete or now_ns >= self._closing_ns(p)]
+        closing.sort(key=lambda p: (self._due_ns(p), p.lane, p.number))
+        return [self._close(part) for part in closing]
+
+    def close_all(self, reason: Reason) -> list[Answer]:
+        """Close every open part: what has no result gets `reason`."""
+        for part in list(self._open.values()):
+            self._fill(part, reason)
+        return [self._close(part) for part in list(self._open.values())]
+
+    def next_closing_ns(self) -> int | None:
+        """When `due` must be asked next, at the latest; None when nothing is open."""
+        return min(map(self._closing_ns, self._open.values()), default=None)
+
+    def _unseen(self, result: ViewResult) -> bool:
+        return result.number >= self._next.get(result.station, result.number + 1)
+
+    def _close_gap(self, station: str, upto: int, at_ns: int) -> list[Trigger]:
+        first = self._next[station]
+        if upto - first > MAX_GAP:
+            self.counters["trigger_counter_jumped"] += 1
+            first = upto
+        missed = [Trigger(station, number, at_ns, missed=True) for number in range(first, upto)]
+        self._next[station] = max(upto, self._next[station])
+        for trigger in missed:
+            self._see(trigger)
+        return missed
+
+    def _see(self, trigger: Trigger) -> None:
+        lane = self._lane_of[trigger.station]
+        several = len(self._views[lane]) > 1
+        if several and (lane, trigger.number) not in self._open and self._answered(lane, trigger.number):
+            self.counters["late_views"] += 1
+            return
+        part = self._open.setdefault((lane, trigger.number), Part(lane, trigger.number, self._views[lane]))
+        part.triggered[trigger.station] = trigger.at_ns
+        if trigger.missed:
+            self.counters["missed_triggers"] += 1
+            part.results[trigger.station] = _unanswered(trigger.station, part, Reason.MISSED_FRAME)
+
+    def _due_ns(self, part: Part) -> int:
+        """The deadline runs from the last expected view; a view that does not come is waited for until its timeout."""
+        if len(part.triggered) == len(part.expected):
+            return max(part.triggered.values()) + self._deadline_ns
+        return part.first_ns + self._view_timeout_ns + self._deadline_ns
+
+    def _closing_ns(self, part: Part) -> int:
+        return self._due_ns(part) - MARGIN_NS
+
+    def _fill(self, part: Part, reason: Reason) -> None:
+        for station in part.expected:
+            if station not in part.results:
+                missing = reason is Reason.DEADLINE and station not in part.triggered
+                part.results[station] = _unanswered(station, part, Reason.MISSING_VIEW if missing else reason)
+
+    def _close(self, part: Part) -> Answer:
+        deadline_ns = self._due_ns(part)
+        self._fill(part, Reason.DEADLINE)
+        del self._open[part.lane, part.number]
+        views = [part.results[s] for s in part.expected]
+        decision = worst([v.decision for v in views])
+        scored = [v for v in views if v.score is not None]
+        leading = max(scored, key=lambda v: (v.decision is decision, v.score or 0.0), default=None)
+        return Answer(
+            lane=part.lane,
+            number=part.number,
+            decision=decision,
+            reason=next((v.reason for v in views if v.decision is decision), None),
+            score=leading.score if leading else None,
+            threshold=leading.threshold if leading else None,
+            views=views,
+            trigger_ns=part.first_ns,
+            deadline_ns=deadline_ns,
+        )
+
+
+def _unanswered(station: str, part: Part, reason: Reason) -> ViewResult:
+    at_ns = part.triggered.get(station, part.first_ns if part.triggered else 0)
+    return ViewResult(station, part.number, at_ns, Decision.UNINSPECTED, reason)
+
+
+def withdraw(answer: Answer) -> tuple[Answer, list[ViewResult]]:
+    """What is left of an answer that could not be published before its deadline: no PASS, whatever has arrived.
+
+    Returns the answer and the view results that it loses; they belong in the journal as late results.
+    """
+    if answer.decision is not Decision.PASS:
+        return answer, []
+    views = [
+        replace(v, decision=Decision.UNINSPECTED, reason=Reason.DEADLINE, score=None, boxes=[]) for v in answer.views
+    ]
+    withdrawn = replace(answer, decision=Decision.UNINSPECTED, reason=Reason.DEADLINE, score=None, views=views)
+    return withdrawn, answer.views
+
+
+def view_of(result: ViewResult, bundle: str) -> View:
+    """A view result as it stands in the verdict."""
+    return View(
+        station=result.station,
+        decision=result.decision,
+        reason=result.reason,
+        score=result.score,
+        threshold=result.threshold,
+        boxes=result.boxes,
+        witness=result.witness,
+        picture=result.picture,
+        at_ns=result.at_ns,
+        bundle=bundle,
+        calibration=result.calibration,
+        engine=result.engine,
+        stamps=result.stamps,
+    )

@@ -1,0 +1,35 @@
+"""Logs: key-value events on standard error, where journald picks them up; readable ones on a terminal."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+import structlog
+
+__all__ = ["configure_logs"]
+
+
+def configure_logs(process: str) -> None:
+    """Send this process's events to standard error, each with the name of the process.
+
+    `MASKLINE_LOG_LEVEL` (debug, info, warning, error) sets what is shown; the default is info.
+    """
+    level = logging.getLevelName(os.environ.get("MASKLINE_LOG_LEVEL", "info").upper())
+    terminal = sys.stderr.isatty() or os.environ.get("MASKLINE_LOG_FORMAT") == "text"
+    renderer = (
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()) if terminal else structlog.processors.JSONRenderer()
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level if isinstance(level, int) else logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    structlog.contextvars.bind_contextvars(process=process)

@@ -1,0 +1,69 @@
+"""Where a line keeps its sockets (gone at reboot) and its state (journal, calibration, pictures)."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+from edge.errors import ResourceError
+
+__all__ = ["calibration_path", "journal_path", "make_private", "runtime_dir", "state_dir", "verdict_endpoint"]
+
+_LONGEST_SOCKET_PATH = 107  # sun_path, less its final zero
+_LONGEST_SOCKET_NAME = len("/capture.") + 31
+
+
+def runtime_dir(line: str) -> Path:
+    """The folder of a line's sockets: under $MASKLINE_RUNTIME_DIR, /run/maskline when that is there for us to use,
+    $XDG_RUNTIME_DIR/maskline, or a folder of this user under the temporary directory."""
+    if explicit := os.environ.get("MASKLINE_RUNTIME_DIR"):
+        base = Path(explicit)
+    elif os.access("/run/maskline", os.R_OK | os.X_OK):
+        base = Path("/run/maskline")
+    elif user := os.environ.get("XDG_RUNTIME_DIR"):
+        base = Path(user) / "maskline"
+    else:
+        base = Path(tempfile.gettempdir()) / f"maskline-{os.getuid()}"
+    path = base / line
+    if len(str(path)) + _LONGEST_SOCKET_NAME > _LONGEST_SOCKET_PATH:
+        raise ResourceError(f"{path}: too long a path for sockets; set MASKLINE_RUNTIME_DIR to a shorter one")
+    return path
+
+
+def state_dir(line: str) -> Path:
+    """The folder of a line's state: under $MASKLINE_STATE_DIR, systemd's $STATE_DIRECTORY, or ~/.local/state/maskline."""
+    base = os.environ.get("MASKLINE_STATE_DIR") or os.environ.get("STATE_DIRECTORY") or "~/.local/state/maskline"
+    return Path(base).expanduser().absolute() / line
+
+
+def verdict_endpoint(line: str) -> str:
+    """Where the gate of a line on this machine publishes."""
+    return f"ipc://{runtime_dir(line)}/verdicts"
+
+
+def calibration_path(state_dir: Path) -> Path:
+    """Where `maskline calibrate` leaves the calibration of a line."""
+    return state_dir / "calibration.json"
+
+
+def journal_path(state_dir: Path) -> Path:
+    """Where the gate of a line keeps its journal."""
+    return state_dir / "journal.sqlite"
+
+
+def make_private(path: Path) -> Path:
+    """Make a folder that only this user may enter. Raises ResourceError when it cannot be made or is somebody else's."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        about = path.stat()
+        if about.st_uid != os.getuid():
+            raise ResourceError(
+                f"{path}: belongs to user {about.st_uid}, not to us; remove it or choose another folder"
+            )
+        if stat.S_IMODE(about.st_mode) != 0o700:
+            path.chmod(0o700)
+    except OSError as error:
+        raise ResourceError(f"{path}: cannot make this folder: {error.strerror}") from error
+    return path

@@ -1,0 +1,103 @@
+"""A recipe worked out: its bundles, the tiling of each station, the layout of its slots, its processes.
+
+Every process of a line computes the same plan from the same recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.errors import BundleError, RecipeError
+from edge.processes import Process, process_table
+from edge.settings import Recipe, Station
+from edge.slab import ArraySpec, SlotLayout
+from edge.tiling import Box, PreparePlan, plan_prepare
+from engines.bundle import Bundle, find_bundle, load_bundle
+
+__all__ = ["LinePlan", "StationPlan", "plan_line", "plan_station"]
+
+
+@dataclass(frozen=True)
+class StationPlan:
+    """One station, worked out."""
+
+    station: Station
+    bundle: Bundle
+    prepare: PreparePlan
+    layout: SlotLayout
+
+
+@dataclass(frozen=True)
+class LinePlan:
+    """A line, worked out."""
+
+    recipe: Recipe
+    stations: Mapping[str, StationPlan]
+    processes: tuple[Process, ...]
+
+    @property
+    def layouts(self) -> dict[str, SlotLayout]:
+        return {name: plan.layout for name, plan in self.stations.items()}
+
+    def bundle_sha256(self, station: str) -> str:
+        """Hash of a station's bundle; empty for a station of an earlier recipe."""
+        return self.stations[station].bundle.sha256 if station in self.stations else ""
+
+
+def plan_line(recipe: Recipe) -> LinePlan:
+    """Work out a recipe. Raises RecipeError or BundleError, which name the station and the field."""
+    stations = {s.name: plan_station(s) for s in recipe.stations}
+    return LinePlan(recipe, MappingProxyType(stations), process_table(recipe))
+
+
+def plan_station(station: Station) -> StationPlan:
+    """Work out one station: read its bundle, cut its frame, lay out its slots."""
+    try:
+        bundle = load_bundle(find_bundle(station.bundle))
+        prepare = _prepare_plan(station, bundle)
+    except (BundleError, RecipeError) as error:
+        raise type(error)(f"station {station.name}: {error}") from error
+    frame, tiles = (station.frame.height_px, station.frame.width_px, station.frame.channels), prepare.tiles_shape
+    arrays = (
+        ArraySpec("frame", frame, station.frame.dtype),
+        ArraySpec("tiles", tiles, "uint8"),
+        ArraySpec("reconstruction", tiles, "float32"),
+        ArraySpec("map", tiles[:3], "float32"),
+    )
+    return StationPlan(station, bundle, prepare, SlotLayout(arrays, station.slots))
+
+
+def _prepare_plan(station: Station, bundle: Bundle) -> PreparePlan:
+    frame, tiling, manifest = station.frame, station.tiling, bundle.manifest
+    region = tiling.region
+    return plan_prepare(
+        (frame.height_px, frame.width_px, frame.channels),
+        np.dtype(frame.dtype),
+        tile=manifest.tile_px,
+        overlap=tiling.overlap_px,
+        region=Box(region.x_px, region.y_px, region.width_px, region.height_px) if region else None,
+        scale=tiling.resize,
+        channels=manifest.channels,
+        window=(manifest.window.low, manifest.window.high) if frame.bit_depth > 8 else None,
+        ignore=_read_mask(tiling.ignore_mask, station) if tiling.ignore_mask else None,
+    )
+
+
+def _read_mask(path: Path, station: Station) -> NDArray[Any]:
+    mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    if mask is None:
+        raise RecipeError(f"tiling.ignore_mask = {str(path)!r}: cannot be read as an image")
+    if mask.shape != (station.frame.height_px, station.frame.width_px):
+        raise RecipeError(
+            f"tiling.ignore_mask = {str(path)!r}: is {mask.shape[1]} x {mask.shape[0]} px, the frame is "
+            f"{station.frame.width_px} x {station.frame.height_px} px"
+        )
+    return mask

@@ -1,0 +1,55 @@
+"""The process table: every process of a line, in one list. Nothing starts a process elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edge.settings import Recipe
+
+__all__ = ["ARCHIVE", "DETECT", "GATE", "JUDGE", "PREPARE", "Process", "capture", "process_table"]
+
+GATE, PREPARE, DETECT, JUDGE, ARCHIVE = "gate", "prepare", "detect", "judge", "archive"
+
+
+@dataclass(frozen=True)
+class Process:
+    """One row of the table."""
+
+    name: str
+    entry: str  # module with `run(worker)`
+    index: int  # its row in the slab, and its number as the holder of a slot; 0 is nobody
+    niceness: int  # the gate comes first, the engine last
+    start_ms: int  # it may take so long to be ready
+    turn_ms: int  # one turn of its loop may take so long; then it counts as hung and is killed
+    stop_order: int  # on a stop: lower ones end first, those that owe an answer last
+    station: str = ""
+
+
+def capture(station: str) -> str:
+    """Name of the capture process of a station."""
+    return f"capture.{station}"
+
+
+def process_table(recipe: Recipe) -> tuple[Process, ...]:
+    """The processes of a line, in the order in which they start."""
+    stations = [s.name for s in recipe.stations]
+    return (
+        Process(GATE, "edge.gate", 1, niceness=0, start_ms=20_000, turn_ms=5_000, stop_order=9),
+        Process(PREPARE, "edge.prepare", 2, niceness=1, start_ms=20_000, turn_ms=2_000, stop_order=2),
+        Process(DETECT, "edge.detect", 3, niceness=5, start_ms=300_000, turn_ms=60_000, stop_order=3),
+        Process(JUDGE, "edge.judge", 4, niceness=1, start_ms=20_000, turn_ms=5_000, stop_order=4),
+        Process(ARCHIVE, "edge.archive", 5, niceness=10, start_ms=20_000, turn_ms=10_000, stop_order=5),
+        *(
+            Process(
+                capture(name),
+                "edge.capture",
+                6 + i,
+                niceness=1,
+                start_ms=60_000,
+                turn_ms=5_000,
+                stop_order=1,
+                station=name,
+            )
+            for i, name in enumerate(stations)
+        ),
+    )

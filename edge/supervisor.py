@@ -1,0 +1,242 @@
+"""The supervisor: a reconcile loop that makes what runs equal to the process table.
+
+It owns the slab and the lock of the line, starts every process, kills the one that hangs, releases the slots of the one
+that died, and gives up when the restart budget is spent. It has no socket: what it knows of its processes stands in
+their rows of the slab.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+
+from edge.errors import EXIT_CONFIG, LineBusyError, MasklineError, RecipeError
+from edge.notify import Notifier
+from edge.paths import make_private
+from edge.plan import plan_line
+from edge.processes import GATE, Process
+from edge.settings import Recipe
+from edge.slab import Slab, State
+from edge.worker import start_command
+
+__all__ = ["Supervisor"]
+
+TICK_S = 0.02
+QUIET_TICKS = 5
+STOP_BUDGET_S = 2.0
+"""SIGTERM to SIGKILL, per process, after the drain."""
+
+
+class RestartBudgetError(MasklineError):
+    """A process died too often: the line is broken, and whoever started it must know."""
+
+
+@dataclass
+class Child:
+    """A process of the table, and what became of it."""
+
+    process: Process
+    popen: subprocess.Popen[bytes] | None = None
+    started_ns: int = 0
+    deaths: deque[float] = field(default_factory=deque)
+    finished: bool = False  # it ended by itself, with nothing more to do
+    stopping: bool = False
+
+
+class Supervisor:
+    """One running line."""
+
+    def __init__(self, recipe: Recipe, runtime_dir: Path, state_dir: Path) -> None:
+        """Take the line's lock, make its slab, write down its recipe. Starts nothing yet.
+
+        Raises LineBusyError when another supervisor runs this line, RecipeError, BundleError, ResourceError.
+        """
+        self.recipe, self.runtime_dir, self.state_dir = recipe, make_private(runtime_dir), make_private(state_dir)
+        self.log = structlog.get_logger()
+        self._lock = _hold_line(runtime_dir / "lock", recipe.line)
+        plan = plan_line(recipe)
+        self.slab = Slab.create(plan.layouts)
+        (runtime_dir / "recipe.json").write_text(recipe.model_dump_json(), encoding="utf-8")
+        self._children = {p.name: Child(p) for p in plan.processes}
+        self._notify = Notifier.from_environment()
+        self._stop_requested = False
+        self._quiet_ticks = 0
+
+    def run(self, on_tick: Callable[[], None] | None = None) -> None:
+        """Run the line until SIGTERM, SIGINT, or until all its sources have ended and every part has its answer.
+
+        Raises RestartBudgetError, or RecipeError when a process says that the configuration is wrong.
+        """
+        before = {s: signal.signal(s, self._request_stop) for s in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            while not self._stop_requested and not self._all_answered():
+                self.reconcile()
+                if on_tick:
+                    on_tick()
+                time.sleep(TICK_S)
+        finally:
+            self.stop()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def request_stop(self) -> None:
+        """Ask `run` to drain and return."""
+        self._stop_requested = True
+
+    def _request_stop(self, *_: object) -> None:
+        self.request_stop()
+
+    def reconcile(self) -> None:
+        """One tick: what should run, what runs, fix the difference. Calling it twice does no harm."""
+        now_ns = time.monotonic_ns()
+        for child in self._children.values():
+            self._reap(child)
+            if child.popen is None and not child.finished:
+                self._start(child)
+            elif child.popen is not None and (why := self._hung(child, now_ns)):
+                self.log.error("process_hung", child=child.process.name, why=why)
+                child.popen.kill()  # reaped in a later tick; SIGKILL ends a stopped process too
+        self._open_the_line(now_ns)
+        if not any(self._hung(c, now_ns) for c in self._children.values()):
+            self._notify.watchdog()
+
+    def stop(self) -> None:
+        """Drain in-flight triggers for at most `drain_ms`, then end every process, those that owe an answer last."""
+        self._notify.stopping()
+        self.slab.head["stopping"] = 1
+        ordered = sorted(self._children.values(), key=lambda c: c.process.stop_order)
+        drained = not self.slab.head["start_ns"]
+        for order in sorted({c.process.stop_order for c in ordered}):
+            group = [c for c in ordered if c.process.stop_order == order]
+            if order > 1 and not drained:
+                self._drain()
+                drained = True
+            self._end(group)
+        self.slab.close()
+        os.close(self._lock)
+
+    def _drain(self) -> None:
+        """Wait until every part has its answer, or the budget is spent; nothing is started any more."""
+        give_up = time.monotonic() + self.recipe.deadline.drain_ms / 1000
+        self._quiet_ticks = 0
+        while time.monotonic() < give_up and not self._gate_is_quiet():
+            for child in self._children.values():
+                self._reap(child)
+            time.sleep(TICK_S)
+
+    def _all_answered(self) -> bool:
+        """Whether every source has ended and the gate owes nothing."""
+        captures = [c for c in self._children.values() if c.process.station]
+        return all(c.finished for c in captures) and self._gate_is_quiet()
+
+    def _gate_is_quiet(self) -> bool:
+        """Whether the gate runs and had no open part for some ticks: a trigger may still be on its way to it."""
+        row = self.slab.row(self._children[GATE].process.index)
+        quiet = int(row["state"]) == State.RUNNING and not int(row["open"])
+        self._quiet_ticks = self._quiet_ticks + 1 if quiet else 0
+        return self._quiet_ticks >= QUIET_TICKS
+
+    def _end(self, children: list[Child]) -> None:
+        give_up = time.monotonic() + STOP_BUDGET_S
+        for child in children:
+            child.stopping = True
+            if child.popen is not None:
+                child.popen.terminate()
+        for child in children:
+            if child.popen is None:
+                continue
+            try:
+                child.popen.wait(max(0.0, give_up - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                self.log.error("process_killed", child=child.process.name, why="did not end in time")
+                child.popen.kill()
+                child.popen.wait()
+
+    def _start(self, child: Child) -> None:
+        row = self.slab.row(child.process.index)
+        row["state"], row["beat_ns"] = State.STARTING, time.monotonic_ns()
+        environment = os.environ | {
+            "MASKLINE_SUPERVISOR_PID": str(os.getpid()),
+            "MASKLINE_SLAB_FD": str(self.slab.fd),
+            "MASKLINE_LINE_RUNTIME_DIR": str(self.runtime_dir),
+            "MASKLINE_LINE_STATE_DIR": str(self.state_dir),
+        }
+        environment.pop("NOTIFY_SOCKET", None)  # only the supervisor speaks to systemd
+        child.started_ns = time.monotonic_ns()
+        child.popen = subprocess.Popen(start_command(child.process.name), env=environment, pass_fds=[self.slab.fd])
+        self.log.info("process_started", child=child.process.name, pid=child.popen.pid)
+
+    def _reap(self, child: Child) -> None:
+        """Take note of a death: release the slots, keep the budget."""
+        if child.popen is None or (code := child.popen.poll()) is None:
+            return
+        child.popen = None
+        row = self.slab.row(child.process.index)
+        slots = self.slab.reclaim(child.process.index)
+        if code == 0 and int(row["state"]) == State.DONE:
+            child.finished = True
+            return
+        row["state"] = State.ABSENT
+        if child.stopping or self._stop_requested:
+            return
+        self.log.error("process_died", child=child.process.name, exit_code=code, slots_released=slots)
+        if code == EXIT_CONFIG:
+            raise RecipeError(
+                f"the process {child.process.name} cannot run with this configuration; its message is above"
+            )
+        self._spend(child)
+
+    def _spend(self, child: Child) -> None:
+        budget, now = self.recipe.supervision, time.monotonic()
+        child.deaths.append(now)
+        while child.deaths and now - child.deaths[0] > budget.window_s:
+            child.deaths.popleft()
+        if len(child.deaths) > budget.restarts:
+            raise RestartBudgetError(
+                f"the process {child.process.name} died {len(child.deaths)} times in {budget.window_s} s "
+                f"(supervision.restarts = {budget.restarts}): the line stops"
+            )
+
+    def _hung(self, child: Child, now_ns: int) -> str:
+        """Why a process counts as hung; empty when it makes progress or is provably idle (an idle loop turns too)."""
+        if child.popen is None:
+            return ""
+        row = self.slab.row(child.process.index)
+        state, silent_ms = int(row["state"]), (now_ns - int(row["beat_ns"])) / 1e6
+        if state == State.STARTING and (now_ns - child.started_ns) / 1e6 > child.process.start_ms:
+            return f"not ready {child.process.start_ms} ms after its start"
+        if state == State.RUNNING and silent_ms > child.process.turn_ms:
+            return f"its loop has not turned for {silent_ms:.0f} ms"
+        return ""
+
+    def _open_the_line(self, now_ns: int) -> None:
+        """When every process was up once, the sources may begin and the service is ready."""
+        if self.slab.head["start_ns"]:
+            return
+        if all(int(self.slab.row(c.process.index)["state"]) == State.RUNNING for c in self._children.values()):
+            self.slab.head["start_ns"] = now_ns
+            self.log.info("line_ready", line=self.recipe.line)
+            self._notify.ready()
+
+
+def _hold_line(path: Path, line: str) -> int:
+    """The lock of a line; the kernel lets go of it when the supervisor ends, however it ends."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        holder = os.read(fd, 32).decode(errors="replace").strip() or "unknown"
+        os.close(fd)
+        raise LineBusyError(f"line {line} is running already (process {holder} holds {path}); stop it first") from error
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, str(os.getpid()).encode(), 0)
+    return fd

@@ -1,0 +1,231 @@
+"""What every process of the line stands on: its place in the slab, its sockets, its heartbeat, its end.
+
+`python -m edge NAME` is how the supervisor starts a process of the table. A worker dies with the supervisor
+(PR_SET_PDEATHSIG), reads the resolved recipe from the runtime directory and never from the user's file, and says in its
+row of the slab when it is ready and when it last turned its loop.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import structlog
+import zmq
+
+from calib.calibration import Calibration, load_calibration
+from edge.errors import MasklineError
+from edge.logs import configure_logs
+from edge.messages import FrameRef, Message, ProtocolError, decode, encode
+from edge.paths import calibration_path
+from edge.plan import LinePlan, plan_line
+from edge.processes import Process
+from edge.settings import Recipe
+from edge.slab import Orphans, Slab, State
+
+__all__ = ["IDLE_MS", "Worker", "start_command"]
+
+IDLE_MS = 100
+"""An idle loop turns this often, to say that it lives."""
+
+QUEUE_MESSAGES = 10_000
+"""Bound of every socket queue. Descriptors are bounded by the slots; this bounds triggers while the gate restarts."""
+
+RECEIVE_AT_ONCE = 1_000
+
+_PR_SET_PDEATHSIG = 1
+
+
+class Worker:
+    """One process of a running line."""
+
+    def __init__(self, process: Process, plan: LinePlan, slab: Slab, runtime_dir: Path, state_dir: Path) -> None:
+        self.process = process
+        self.plan = plan
+        self.recipe: Recipe = plan.recipe
+        self.slab = slab
+        self.runtime_dir = runtime_dir
+        self.state_dir = state_dir
+        self.log = structlog.get_logger()
+        self.stopping = False
+        self.zmq = zmq.Context()
+        self._row = slab.row(process.index)
+        self._index_of = {p.name: p.index for p in plan.processes}
+        self._inbox: zmq.Socket[bytes] | None = None
+        self._outboxes: dict[str, zmq.Socket[bytes]] = {}
+        signal.signal(signal.SIGTERM, self._on_sigterm)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches all; the supervisor decides
+
+    def _on_sigterm(self, *_: Any) -> None:
+        self.stopping = True
+
+    def index_of(self, process: str) -> int:
+        """The number of a process of this line."""
+        return self._index_of[process]
+
+    def beat(self) -> None:
+        """Say that the loop turns."""
+        self._row["beat_ns"] = time.monotonic_ns()
+
+    def ready(self) -> None:
+        """Say that this process is up."""
+        self.beat()
+        self.report(State.RUNNING)
+
+    def report(self, state: int) -> None:
+        """Say in what state this process is: State.RUNNING or State.DONE."""
+        self._row["state"] = state
+
+    def count(self, counter: str, by: int = 1) -> None:
+        """Raise a counter of this process's row: `done`, `failed` or `stale`."""
+        self._row[counter] = int(self._row[counter]) + by
+
+    def report_open(self, parts: int) -> None:
+        """Gate: how many parts wait for their answer."""
+        self._row["open"] = parts
+
+    @property
+    def line_started(self) -> bool:
+        """Whether every process was up once: before that no part is triggered."""
+        return bool(self.slab.head["start_ns"])
+
+    @property
+    def line_stopping(self) -> bool:
+        """Whether the supervisor is draining the line."""
+        return bool(self.slab.head["stopping"])
+
+    def processes_not_running(self) -> list[str]:
+        """The processes of the table that are starting or restarting."""
+        up = (State.RUNNING, State.DONE)
+        return [p.name for p in self.plan.processes if int(self.slab.row(p.index)["state"]) not in up]
+
+    @property
+    def verdict_endpoint(self) -> str:
+        """Where the gate publishes for everyone on this machine."""
+        return self._endpoint("verdicts")
+
+    def calibration(self) -> Calibration | None:
+        """The line's calibration, or None when there is none yet. Raises CalibrationError for a file that is broken."""
+        path = calibration_path(self.state_dir)
+        return load_calibration(path) if path.exists() else None
+
+    def inbox(self) -> zmq.Socket[bytes]:
+        """The socket on which this process receives; it is bound at the first call."""
+        if self._inbox is None:
+            self._inbox = self.zmq.socket(zmq.PULL)
+            self._inbox.set_hwm(QUEUE_MESSAGES)
+            self._inbox.bind(self._endpoint(self.process.name))
+        return self._inbox
+
+    def send(self, to: str, message: Message) -> bool:
+        """Send without waiting; False (and a count) when the receiver's queue is full."""
+        if to not in self._outboxes:
+            socket = self.zmq.socket(zmq.PUSH)
+            socket.set_hwm(QUEUE_MESSAGES)
+            socket.linger = 1000
+            socket.connect(self._endpoint(to))
+            self._outboxes[to] = socket
+        try:
+            self._outboxes[to].send(encode(message), zmq.NOBLOCK)
+        except zmq.Again:
+            self.count("failed")
+            return False
+        return True
+
+    def pass_on(self, frame: FrameRef, to: str) -> None:
+        """Make `to` the holder of the frame's slot, then send it the descriptor."""
+        self.slab.hand_over(frame.slot, self.index_of(to))
+        self.send(to, frame)
+
+    def receive(self, timeout_ms: int, *expected: type[Any]) -> list[Any]:
+        """All messages that are there; waits `timeout_ms` for the first. Garbage is counted, logged and dropped."""
+        messages: list[Any] = []
+        socket = self.inbox()
+        if not socket.poll(timeout_ms):
+            return messages
+        for _ in range(RECEIVE_AT_ONCE):
+            try:
+                data = socket.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            try:
+                messages.append(decode(data, *expected))
+            except ProtocolError as error:
+                self.count("failed")
+                self.log.warning("message_refused", error=str(error), bytes=len(data))
+        return messages
+
+    def frames(self) -> Iterator[FrameRef]:
+        """The frames that are ours to work on, one at a time, until SIGTERM; turns the loop's heartbeat.
+
+        Stale descriptors are dropped, orphaned slots released. When the caller returns for the next one, it must have
+        passed on or released the slot.
+        """
+        queue: deque[FrameRef] = deque()
+        orphans = Orphans(self.slab, self.process.index)
+        next_sweep_ns = 0
+        while not self.stopping:
+            self.beat()
+            queue.extend(self.receive(0 if queue else IDLE_MS, FrameRef))
+            now_ns = time.monotonic_ns()
+            if now_ns >= next_sweep_ns:
+                next_sweep_ns = now_ns + 250_000_000
+                if lost := orphans.release((f.slot for f in queue), now_ns):
+                    self.log.warning("orphaned_slots_released", slots=lost)
+            if not queue:
+                continue
+            frame = queue.popleft()
+            if self.slab.holds(frame.slot, frame.generation, self.process.index):
+                yield frame
+                self.count("done")
+            else:
+                self.count("stale")
+
+    def close(self) -> None:
+        """Close every socket; what was sent may leave for one second."""
+        self.zmq.destroy(linger=1000)
+
+    def _endpoint(self, process: str) -> str:
+        return f"ipc://{self.runtime_dir}/{process}"
+
+
+def start_command(name: str) -> list[str]:
+    """The command that starts a process of the table."""
+    return [sys.executable, "-m", "edge", name]
+
+
+def _die_with_parent(parent_pid: int) -> None:
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:  # it died before the call
+        sys.exit(0)
+
+
+def main() -> None:
+    """Run one process of the table; its environment comes from the supervisor."""
+    name = sys.argv[1]
+    _die_with_parent(int(os.environ["MASKLINE_SUPERVISOR_PID"]))
+    configure_logs(name)
+    log = structlog.get_logger()
+    runtime_dir = Path(os.environ["MASKLINE_LINE_RUNTIME_DIR"])
+    try:
+        recipe = Recipe.model_validate_json((runtime_dir / "recipe.json").read_text(encoding="utf-8"))
+        plan = plan_line(recipe)
+        process = next(p for p in plan.processes if p.name == name)
+        os.nice(process.niceness)
+        slab = Slab(int(os.environ["MASKLINE_SLAB_FD"]), plan.layouts)
+        worker = Worker(process, plan, slab, runtime_dir, Path(os.environ["MASKLINE_LINE_STATE_DIR"]))
+        worker.beat()
+        run: Callable[[Worker], None] = importlib.import_module(process.entry).run
+        run(worker)
+        worker.close()
+    except MasklineError as error:
+        log.error("cannot_go_on", error=str(error))
+        sys.exit(error.exit_code)
