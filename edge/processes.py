@@ -33,10 +33,12 @@ def capture(station: str) -> str:
 def process_table(recipe: Recipe) -> tuple[Process, ...]:
     """The processes of a line, in the order in which they start."""
     stations = [s.name for s in recipe.stations]
+    # An inference that outlasts two deadlines answers nobody: the engine hangs, or the recipe asks too much of it.
+    engine_turn_ms = max(2_000, 2 * recipe.deadline.deadline_ms)
     return (
         Process(GATE, "edge.gate", 1, niceness=0, start_ms=20_000, turn_ms=5_000, stop_order=9),
         Process(PREPARE, "edge.prepare", 2, niceness=1, start_ms=20_000, turn_ms=2_000, stop_order=2),
-        Process(DETECT, "edge.detect", 3, niceness=5, start_ms=300_000, turn_ms=60_000, stop_order=3),
+        Process(DETECT, "edge.detect", 3, niceness=5, start_ms=300_000, turn_ms=engine_turn_ms, stop_order=3),
         Process(JUDGE, "edge.judge", 4, niceness=1, start_ms=20_000, turn_ms=5_000, stop_order=4),
         Process(ARCHIVE, "edge.archive", 5, niceness=10, start_ms=20_000, turn_ms=10_000, stop_order=5),
         *(

@@ -1,0 +1,150 @@
+"""Processes of a running line die or hang, one after the other. Whatever dies: every part that was seen gets exactly one
+final record, no PASS is for a bad part or made from another part's pixels, and what is published stands in the journal.
+
+MASKLINE_FAULT_ROUNDS=N repeats the storm N times in one run.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import threading
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from edge.journal import open_for_reading
+from edge.messages import Verdict, encode
+from edge.paths import journal_path
+from edge.sources.truth import truth_is_bad
+from edge.verdict import Decision
+from edge.verdicts import Subscriber
+from tests.support import RunningLine, calibrate_marker, journal_verdicts, marker_recipe, wait_until
+
+ROUNDS = int(os.environ.get("MASKLINE_FAULT_ROUNDS", "1"))
+STORM = "supervision = { restarts = 1000, window_s = 60 }"
+NAMES = ("gate", "prepare", "detect", "judge", "archive", "capture.s0", "capture.s1")
+PASS_WITHIN_S = 30.0
+
+
+class Listener(threading.Thread):
+    """Collects what the line publishes."""
+
+    def __init__(self, endpoint: str) -> None:
+        super().__init__(daemon=True)
+        self.verdicts: list[Verdict] = []
+        self._endpoint, self._stop_asked = endpoint, False
+
+    def run(self) -> None:
+        with Subscriber(self._endpoint, "test") as line:
+            while not self._stop_asked:
+                self.verdicts += [e for e in line.poll(50) if isinstance(e, Verdict)]
+
+    def passes(self) -> int:
+        return sum(v.decision is Decision.PASS for v in self.verdicts)
+
+    def stop(self) -> None:
+        self._stop_asked = True
+        self.join()
+
+
+def assert_ledger_is_whole(state_dir: Path, published: list[Verdict]) -> Counter[str]:
+    """The invariants, read from the journal; returns how often each decision and reason occurs."""
+    db = open_for_reading(journal_path(state_dir))
+    unanswered = db.execute(
+        "SELECT count(*) FROM (SELECT DISTINCT run, lane, number FROM triggers) t "
+        "LEFT JOIN verdicts v ON v.run = t.run AND v.lane = t.lane AND v.part = t.number WHERE v.seq IS NULL"
+    ).fetchone()[0]
+    journal = {row[0]: row[1] for row in db.execute("SELECT seq, payload FROM verdicts")}
+    db.close()
+    assert unanswered == 0
+    assert sorted(journal) == list(range(1, len(journal) + 1)), "seq has gaps"
+    for verdict in published:
+        assert journal[verdict.seq] == encode(verdict), "published bytes differ from the journal's"
+    seen: set[tuple[int, str, int]] = set()
+    counts: Counter[str] = Counter()
+    for verdict in journal_verdicts(state_dir):
+        assert (verdict.run, verdict.lane, verdict.part) not in seen, "two final records for one part"
+        seen.add((verdict.run, verdict.lane, verdict.part))
+        for view in verdict.views:
+            assert view.witness in (None, verdict.part), "a verdict from another part's pixels"
+        if verdict.decision is Decision.PASS:
+            assert not truth_is_bad(7, verdict.part, 0.3), "false PASS"
+            assert not verdict.late
+        counts[verdict.reason.value if verdict.reason else verdict.decision.value] += 1
+    return counts
+
+
+@pytest.mark.timeout(300 * ROUNDS)
+@pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGSTOP], ids=["SIGKILL", "SIGSTOP"])
+def test_each_process_in_turn(tmp_path: Path, runtime_dir: Path, sig: signal.Signals) -> None:
+    recipe = marker_recipe(tmp_path, stations=2, parts=None, rate_hz=20, deadline_ms=500, extra=STORM)
+    calibrate_marker(recipe, tmp_path / "state")
+    line = RunningLine(recipe, tmp_path / "state", runtime_dir)
+    listener = Listener(line.endpoint)
+    listener.start()
+    try:
+        wait_until(lambda: listener.passes() > 5, PASS_WITHIN_S)
+        for name in NAMES * ROUNDS:
+            victim, before = line.children()[name], listener.passes()
+            os.kill(victim, sig)
+            wait_until(lambda n=name, v=victim: line.children().get(n, v) != v, PASS_WITHIN_S)
+            wait_until(lambda b=before: listener.passes() > b + 10, PASS_WITHIN_S)
+        assert line.stop() == 0
+    finally:
+        line.close()
+        listener.stop()
+    counts = assert_ledger_is_whole(tmp_path / "state", listener.verdicts)
+    assert counts["PASS"] > 10 * len(NAMES)
+    assert counts["REJECT"] > 0
+
+
+@pytest.mark.timeout(180 * ROUNDS)
+def test_supervisor_killed(tmp_path: Path, runtime_dir: Path) -> None:
+    recipe = marker_recipe(tmp_path, parts=None, rate_hz=50, deadline_ms=2000)
+    calibrate_marker(recipe, tmp_path / "state")
+    for _ in range(ROUNDS + 1):
+        line = RunningLine(recipe, tmp_path / "state", runtime_dir)
+        listener = Listener(line.endpoint)
+        listener.start()
+        try:
+            wait_until(lambda n=listener: n.passes() > 5, PASS_WITHIN_S)
+            children = line.children()
+            line.popen.kill()
+            line.wait(10)
+            for pid in children.values():
+                wait_until(lambda p=pid: not _alive(p), 10)
+        finally:
+            line.close()
+            listener.stop()
+        for verdict in listener.verdicts:
+            assert verdict.decision is not Decision.PASS or not truth_is_bad(7, verdict.part, 0.3)
+    _leave_an_open_trigger(tmp_path / "state")
+    line = RunningLine(recipe, tmp_path / "state", runtime_dir)
+    listener = Listener(line.endpoint)
+    listener.start()
+    try:
+        wait_until(lambda: listener.passes() > 0, PASS_WITHIN_S)
+        assert line.stop() == 0
+    finally:
+        line.close()
+        listener.stop()
+    counts = assert_ledger_is_whole(tmp_path / "state", [])
+    assert counts["restart"] >= 1
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def _leave_an_open_trigger(state_dir: Path) -> None:
+    """What a gate leaves that dies between a trigger and its verdict; a kill hits that moment only by luck."""
+    db = sqlite3.connect(journal_path(state_dir))
+    with db:
+        db.execute("INSERT INTO triggers SELECT max(run), 's0', 999999, 's0', 1, 1, 0 FROM runs")
+    db.close()
