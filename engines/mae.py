@@ -1,0 +1,277 @@
+"""A masked autoencoder (He et al., 2021) that repaints every block of a tile in one pass.
+
+The graph takes a tile once. It embeds its patches once, gathers the visible tokens of every variant of the mask plan
+(Dini & Rahtu, section 3), encodes only those, decodes only the hidden ones, and puts the repainted patches back.
+
+Letters in shapes: N tiles, V variants, T tokens, K visible and H hidden tokens of a variant, D width, P values of a
+patch.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engines.architecture import MaeArchitecture
+from engines.plans import Plan
+
+__all__ = ["MaskedAutoencoder", "patchify", "plan_tensors", "unpatchify"]
+
+SMALLEST_SCALE = 2 / 255
+"""Tiles flatter than this (standard deviation of the visible pixels) are not amplified further."""
+
+
+def patchify(tiles: Tensor, patch: int) -> Tensor:
+    """[N, H, W, C] -> [N, T, P], tokens row by row, values of a patch in (row, column, channel) order."""
+    n, height, width, channels = tiles.shape
+    x = tiles.reshape(n, height // patch, patch, width // patch, patch, channels)
+    return x.permute(0, 1, 3, 2, 4, 5).reshape(n, -1, patch * patch * channels)
+
+
+def unpatchify(patches: Tensor, patch: int, grid: tuple[int, int]) -> Tensor:
+    """[N, T, P] -> [N, H, W, C]; the inverse of `patchify`."""
+    rows, columns = grid
+    x = patches.reshape(-1, rows, columns, patch, patch, patches.shape[-1] // patch**2)
+    return x.permute(0, 1, 3, 2, 4, 5).reshape(-1, rows * patch, columns * patch, x.shape[-1])
+
+
+def plan_tensors(plan: Plan) -> tuple[Tensor, Tensor, Tensor]:
+    """`visible` [V, K], `hidden` [V, H], `place` [T] of a plan, int64."""
+    return tuple(torch.from_numpy(a.astype(np.int64)) for a in (plan.visible, plan.hidden, plan.place))  # type: ignore[return-value]
+
+
+class MaskedAutoencoder(nn.Module):
+    """See the module's docstring; which blocks it is made of is in `architecture`."""
+
+    where: Tensor
+    decoder_where: Tensor
+
+    def __init__(self, architecture: MaeArchitecture) -> None:
+        super().__init__()
+        a = self.architecture = architecture
+        offset = a.positions == "offset"
+        self.embed = nn.Linear(a.patch_values, a.width)
+        self.class_token = nn.Parameter(torch.zeros(1, 1, 1, a.width)) if a.class_token else None
+        self.encoder = nn.ModuleList(Block(a.width, a.heads, a.mlp_ratio, a, offset) for _ in range(a.depth))
+        self.norm = nn.LayerNorm(a.width, eps=a.norm_eps)
+        self.to_decoder = nn.Linear(a.width, a.decoder_width) if a.decoder == "self" else nn.Identity()
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, 1, a.decoder_width))
+        self.decoder = nn.ModuleList(
+            Block(
+                a.decoder_width, a.decoder_heads, a.decoder_mlp_ratio, a, offset, a.width if a.decoder == "cross" else 0
+            )
+            for _ in range(a.decoder_depth)
+        )
+        self.decoder_norm = nn.LayerNorm(a.decoder_width, eps=a.norm_eps)
+        self.head = nn.Linear(a.decoder_width, a.patch_values)
+        if not offset:
+            self.register_buffer("where", sine_positions(a.grid, a.width), persistent=False)
+            self.register_buffer("decoder_where", sine_positions(a.grid, a.decoder_width), persistent=False)
+        self._initialise()
+
+    def forward(self, tiles: Tensor, visible: Tensor, hidden: Tensor, place: Tensor) -> Tensor:
+        """Tiles uint8 [N, h, w, C], a plan: [V, K], [V, H], [T] -> float32 [N, h, w, C] in [0, 1]."""
+        a = self.architecture
+        x, mean, scale = self.repaint(patchify(tiles.float() / 255, a.patch_px), visible, hidden)
+        x = (x * scale + mean).flatten(1, 2)[:, place]  # [N, T, P]
+        return unpatchify(x.clamp(0, 1), a.patch_px, a.grid)
+
+    def repaint(self, patches: Tensor, visible: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """patches: [N, T, P] in [0, 1] -> normalised answers [N, V, H, P], and their mean and scale [N, V, 1, 1]."""
+        tokens, mean, scale = self.visible_tokens(patches, visible)
+        return self.decode(self.encode(tokens, visible), visible, hidden), mean, scale
+
+    def visible_tokens(self, patches: Tensor, visible: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Embeds each patch once: [N, T, P] -> tokens [N, V, K, D], mean and scale of each variant [N, V, 1, 1].
+
+        Embedding is linear, so normalising with a variant's own mean m and scale s can follow it:
+        E((x - m) / s) = (E x - m E 1) / s.
+        """
+        a = self.architecture
+        if a.normalise == "fixed":
+            mean, scale = patches.new_full((1, 1, 1, 1), a.mean), patches.new_full((1, 1, 1, 1), a.std)
+            return self.embed((patches - a.mean) / a.std)[:, visible], mean, scale
+        x = patches - 0.5  # keeps the two sums below small, and their difference exact on bright flat tiles
+        first, second = x.mean(2)[:, visible], (x * x).mean(2)[:, visible]  # [N, V, K]
+        mean = first.mean(2)[..., None, None]  # [N, V, 1, 1]
+        variance = second.mean(2)[..., None, None] - mean * mean
+        scale = variance.clamp(min=SMALLEST_SCALE**2).sqrt()
+        e = F.linear(x, self.embed.weight)[:, visible]  # [N, V, K, D]
+        return (e - mean * self.embed.weight.sum(1)) / scale + self.embed.bias, mean + 0.5, scale
+
+    def encode(self, x: Tensor, visible: Tensor) -> Tensor:
+        """Visible tokens [N, V, K, D] -> [N, V, K, D]; a class token, if any, comes first."""
+        if self.architecture.positions == "sine":
+            x = x + self.where[visible]
+        if self.class_token is not None:
+            x = torch.cat([self.class_token.expand(x.shape[0], x.shape[1], -1, -1), x], 2)
+        for block in self.encoder:
+            x = block(x, x, visible, visible)
+        encoded: Tensor = self.norm(x)
+        return encoded
+
+    def decode(self, x: Tensor, visible: Tensor, hidden: Tensor) -> Tensor:
+        """Encoded tokens [N, V, K, D] -> answers for the hidden ones [N, V, H, P]."""
+        a = self.architecture
+        x = self.to_decoder(x)
+        q = self.mask_token.expand(x.shape[0], x.shape[1], hidden.shape[1], -1)
+        if a.positions == "sine":
+            q = q + self.decoder_where[hidden]
+            x = self._add_positions(x, visible) if a.decoder == "self" else x
+        if a.decoder == "cross":
+            for block in self.decoder:
+                q = block(q, x, hidden, visible)
+        else:
+            q = self._decode_together(x, q, visible, hidden)
+        answers: Tensor = self.head(self.decoder_norm(q))
+        return answers
+
+    def _add_positions(self, x: Tensor, visible: Tensor) -> Tensor:
+        where = self.decoder_where[visible]  # [V, K, D]
+        return x + (F.pad(where, (0, 0, 1, 0)) if self.class_token is not None else where)
+
+    def _decode_together(self, x: Tensor, q: Tensor, visible: Tensor, hidden: Tensor) -> Tensor:
+        """He et al.: all tokens in every block; in the last one only the hidden tokens ask, for only they are read."""
+        count, every = q.shape[2], torch.cat([visible, hidden], 1)
+        x = torch.cat([x, q], 2)  # [N, V, K + H, D]; attention does not mind the order
+        for block in self.decoder[:-1]:
+            x = block(x, x, every, every)
+        asked: Tensor = self.decoder[-1](x[:, :, -count:], x, hidden, every)
+        return asked
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.normal_(self.mask_token, std=0.02)
+        if self.class_token is not None:
+            nn.init.normal_(self.class_token, std=0.02)
+        basis, spread = cosine_basis(self.architecture)  # [P, P], [P]
+        with torch.no_grad():
+            # Textures are mostly low frequencies, and a network that is shown pixels learns those first, for hours.
+            # Cosine coefficients of about equal size show it all of them at once, and answers are built likewise.
+            rows = min(len(basis), self.architecture.width)
+            self.embed.weight[:rows] = basis[:rows] / spread[:rows, None]
+            rows = min(len(basis), self.architecture.decoder_width)
+            self.head.weight[:, :rows] = 0.2 * (basis[:rows] * spread[:rows, None]).T
+        for block in (*self.encoder, *self.decoder):
+            for last in (block.out, block.mlp[2]):
+                last.weight.data.mul_(0.5)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block; queries and context may be the same tokens."""
+
+    waves: Tensor
+
+    def __init__(
+        self, width: int, heads: int, mlp_ratio: float, a: MaeArchitecture, offset: bool, context_width: int = 0
+    ) -> None:
+        super().__init__()
+        self.heads, hidden = heads, int(width * mlp_ratio)
+        self.norm = nn.LayerNorm(width, eps=a.norm_eps)
+        self.q, self.kv = nn.Linear(width, width), nn.Linear(context_width or width, 2 * width)
+        self.out = nn.Linear(width, width)
+        self.mlp_norm = nn.LayerNorm(width, eps=a.norm_eps)
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+        self.offset_q: nn.Parameter | None = None
+        if offset:
+            waves, turn = plane_waves(a.grid, width // heads)
+            self.register_buffer("waves", waves, persistent=False)  # [T, D / heads]
+            self.offset_q = nn.Parameter(torch.stack([turn(*_offset(heads, h)) for h in range(heads)]))
+            self.offset_k = nn.Parameter(torch.eye(waves.shape[1]).repeat(heads, 1, 1))
+        # A context that is not the block's own input arrives normalised (the encoder's last norm).
+        self.own_context = context_width == 0
+
+    def forward(self, x: Tensor, context: Tensor, at: Tensor, context_at: Tensor) -> Tensor:
+        """x [N, V, H, D] asks context [N, V, K, D]; at [V, H] and context_at [V, K] are their token numbers."""
+        y = self.norm(x)
+        c = (y if context is x else self.norm(context)) if self.own_context else context
+        x = x + self.out(self._attend(y, c, at, context_at))
+        out: Tensor = x + self.mlp(self.mlp_norm(x))
+        return out
+
+    def _attend(self, y: Tensor, c: Tensor, at: Tensor, context_at: Tensor) -> Tensor:
+        q = self.q(y)
+        k, v = self.kv(c).chunk(2, 3)
+        if self.offset_q is not None:
+            q = q + torch.matmul(self.waves, self.offset_q).transpose(0, 1).flatten(1)[at]
+            k = k + torch.matmul(self.waves, self.offset_k).transpose(0, 1).flatten(1)[context_at]
+        y = F.scaled_dot_product_attention(self._split(q), self._split(k), self._split(v))  # [N V, heads, H, D / heads]
+        together: Tensor = y.transpose(1, 2).reshape(q.shape)
+        return together
+
+    def _split(self, x: Tensor) -> Tensor:
+        """[N, V, K, D] -> [N V, heads, K, D / heads]."""
+        return x.reshape(-1, x.shape[2], self.heads, x.shape[3] // self.heads).transpose(1, 2)
+
+
+def _offset(heads: int, head: int) -> tuple[float, float, float]:
+    """Where head number `head` looks at first: rows down, columns right, how strongly; drawn with torch's seed."""
+    if head >= heads - 1:
+        return 0.0, 0.0, 0.1
+    dy, dx = (torch.randn(2) * 1.5).round().tolist()
+    return dy, dx, 0.6
+
+
+def plane_waves(grid: tuple[int, int], count: int) -> tuple[Tensor, _Turn]:
+    """Waves [T, count] over the token grid, and the function that makes the matrix which moves them by an offset.
+
+    Half of the waves run along the rows and half along the columns, wavelengths 2.5 to 40 tokens. With a(p) and b(p)
+    the waves at p moved by d and not moved, a(p).b(p') is largest where p' = p + d, for every p: rotary embeddings'
+    idea, but added, so that a head may also ignore it.
+    """
+    half = count // 4
+    omega = 2 * math.pi / torch.logspace(math.log10(2.5), math.log10(40), half)
+    y, x = torch.meshgrid(torch.arange(grid[0]).float(), torch.arange(grid[1]).float(), indexing="ij")
+    angle = torch.cat([y.reshape(-1, 1) * omega, x.reshape(-1, 1) * omega], 1)  # [T, 2 half]
+    waves = torch.cat([angle.cos(), angle.sin()], 1)  # [T, 4 half]
+    if waves.shape[1] < count:
+        waves = F.pad(waves, (0, count - waves.shape[1]))
+    return waves, _Turn(omega, count)
+
+
+class _Turn:
+    def __init__(self, omega: Tensor, count: int) -> None:
+        self.omega, self.count = omega, count
+
+    def __call__(self, dy: float, dx: float, gain: float) -> Tensor:
+        """[count, count]: `waves @ turn` are the waves moved by (dy, dx), times the gain that sharpens the softmax."""
+        angle = torch.cat([self.omega * dy, self.omega * dx])
+        cos, sin = torch.diag(angle.cos()), torch.diag(angle.sin())
+        m = torch.cat([torch.cat([cos, sin], 1), torch.cat([-sin, cos], 1)], 0) * gain * math.sqrt(self.count)
+        return F.pad(m, (0, self.count - m.shape[1], 0, self.count - m.shape[0]))
+
+
+def sine_positions(grid: tuple[int, int], width: int) -> Tensor:
+    """Sine-cosine embeddings [T, width], columns in the first half, as in He et al."""
+    omega = 1 / 10000 ** (torch.arange(width // 4, dtype=torch.float64) / (width / 4))
+    y, x = torch.meshgrid(torch.arange(grid[0]).double(), torch.arange(grid[1]).double(), indexing="ij")
+    halves = [z.reshape(-1, 1) * omega for z in (x, y)]
+    return torch.cat([f(z) for z in halves for f in (torch.sin, torch.cos)], 1).float()
+
+
+def cosine_basis(a: MaeArchitecture) -> tuple[Tensor, Tensor]:
+    """The cosine transform of a patch, [P, P] orthonormal, low frequencies first, and each coefficient's usual size
+    [P].
+
+    The sizes follow from textures of unit variance, whose amplitude falls about as 1 / frequency.
+    """
+
+    def cosines(n: int) -> Tensor:
+        k, i = torch.arange(n).float()[:, None], torch.arange(n).float()[None]
+        return torch.cos(math.pi * k * (i + 0.5) / n) * torch.where(k == 0, math.sqrt(1 / n), math.sqrt(2 / n))
+
+    p, c = a.patch_px, a.channels
+    basis = torch.einsum("ai,bj,ck->abcijk", cosines(p), cosines(p), cosines(c)).reshape(a.patch_values, -1)
+    k = torch.arange(p).float()
+    frequency = (k[:, None, None] ** 2 + k[None, :, None] ** 2 + 4 * torch.arange(c).float() ** 2).sqrt().reshape(-1)
+    spread = 1 / (1 + frequency) ** 1.2
+    spread = spread * math.sqrt(a.patch_values) / spread.square().sum().sqrt()
+    order = frequency.argsort(stable=True)
+    return basis[order], spread[order]

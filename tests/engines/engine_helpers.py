@@ -1,0 +1,42 @@
+"""Tiny networks with weights that matter: fresh ones answer nearly zero everywhere, which any graph gets right."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from engines.architecture import MaeArchitecture
+from engines.mae import MaskedAutoencoder
+
+TINY = MaeArchitecture(
+    tile_px=48, patch_px=6, width=32, depth=2, heads=2, decoder_width=32, decoder_depth=2, decoder_heads=2
+)
+VARIANTS = {
+    "cross": TINY,
+    "self": TINY.model_copy(update={"decoder": "self", "decoder_width": 48, "decoder_heads": 3}),
+    "he": TINY.model_copy(
+        update={"decoder": "self", "positions": "sine", "normalise": "fixed", "class_token": True, "channels": 3}
+    ),
+    "sine": TINY.model_copy(update={"positions": "sine", "decoder_depth": 1}),
+}
+
+
+def scrambled(architecture: MaeArchitecture, seed: int = 0) -> MaskedAutoencoder:
+    """A network whose answers vary about as much as the tiles do."""
+    torch.manual_seed(seed)
+    model = MaskedAutoencoder(architecture).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * (0.3 / max(1, p.shape[-1]) ** 0.5))
+        model.head.weight.mul_(2.0)
+    return model
+
+
+def tiles(architecture: MaeArchitecture, count: int = 2, seed: int = 0) -> torch.Tensor:
+    """Smooth random tiles uint8 [N, h, w, C], one of them bright and nearly flat."""
+    rng = np.random.default_rng(seed)
+    a = architecture
+    coarse = torch.from_numpy(rng.uniform(0, 255, (count, a.channels, 8, 8)).astype(np.float32))
+    image = torch.nn.functional.interpolate(coarse, (a.tile_px, a.tile_px), mode="bicubic").permute(0, 2, 3, 1)
+    image[-1] = 250 + image[-1] / 100
+    return image.clamp(0, 255).byte().contiguous()
