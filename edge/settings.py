@@ -65,6 +65,8 @@ class Source(Section):
     seed: int = Field(default=0, ge=0)  # web, marker: of the simulation
     defect_share: float = Field(default=0.2, ge=0, le=1)  # web, marker: parts that are bad in truth
     texture: str = "gravel"  # web: which photograph
+    half: Literal["whole", "left", "right"] = "whole"  # web: which part of it
+    scale: float = Field(default=1.0, ge=0.25, le=8)  # web: frame pixels per pixel of the photograph
 
     @model_validator(mode="after")
     def _path_where_needed(self) -> Source:
