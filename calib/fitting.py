@@ -55,7 +55,7 @@ class Targets:
     false_reject_rate: float = 0.01
     """Of parts, over all stations together: each station gets an equal share, so that the sum stays below."""
     confidence: float = 0.95
-    map_quantile: float = 0.999
+    map_quantile: float = 0.9995
     """Share of the good pixels that lie below the map's threshold."""
     fit_share: float = 0.5
     """Share of the parts that give the map's threshold."""

@@ -103,7 +103,9 @@ class Threshold:
     def statement(self) -> str:
         """What may be said to the people who rely on it."""
         seen = f"{self.rejected} of {self.parts} held-out good parts are above the threshold"
-        bound = f"the false-reject rate is at most {_percent(self.upper_bound)} with {self.confidence:.0%} confidence"
+        bound = (
+            f"the false-reject rate is at most {_percent(self.upper_bound)} with {100 * self.confidence:g} % confidence"
+        )
         if self.promised:
             return f"{seen}; {bound}, as asked ({_percent(self.target_rate)})."
         needed = parts_needed(self.target_rate, self.confidence)

@@ -272,10 +272,11 @@ def boxes(picture: Map, threshold: float, min_area_px: int = 1) -> list[Box]:
     return [Box(*(int(value) for value in stats[i, :4])) for i in order]
 
 
-def view_boxes(maps: Map, threshold: float, plan: PreparePlan, min_area_px: int = 1) -> list[Box]:
+def view_boxes(maps: Map, threshold: float, plan: PreparePlan, min_area_px: int = 9) -> list[Box]:
     """`boxes` of the maps [N, tile, tile] of one frame, in frame pixels: areas that cross tile borders are joined.
 
-    Where tiles overlap the larger value counts. Allocates one picture, and only when something is above `threshold`.
+    Where tiles overlap the larger value counts. Specks under `min_area_px` (prepared pixels) are left out: a few pixels
+    of every good part lie above the threshold too. Allocates one picture, and only when something is above it.
     """
     peaks = maps.max(axis=(1, 2))
     if not float(peaks.max()) > threshold:
