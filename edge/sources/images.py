@@ -145,4 +145,6 @@ def _check_png(data: bytes) -> None:
 
 def quiet_opencv() -> None:
     """Keep OpenCV from writing to stderr: what it says there comes back as an error here."""
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    # The function moved between OpenCV 4.8 and 5.0; 0 is "silent" in both places.
+    set_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel
+    set_level(0)
