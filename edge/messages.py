@@ -34,6 +34,8 @@ __all__ = [
 
 VERSION = 1
 MAX_MESSAGE_BYTES = 1 << 20
+MAX_INTEGER = (1 << 63) - 1
+"""What the journal can hold; msgpack can carry twice as much."""
 
 Boxes = list[list[int]]
 """Defects in frame pixels: [x, y, width, height] each."""
@@ -210,7 +212,7 @@ def decode(data: bytes, *expected: type[Any]) -> Any:
     if not isinstance(fields, dict):
         raise ProtocolError(f"expected a map, found {type(fields).__name__}")
     version, name = fields.pop("v", None), fields.pop("type", None)
-    if version != VERSION:
+    if type(version) is not int or version != VERSION:
         raise ProtocolError(f"message of protocol version {version!r}; this is version {VERSION}")
     cls = _TYPES.get(name) if isinstance(name, str) else None
     if cls not in expected:
@@ -230,6 +232,8 @@ def _build(cls: Any, fields: dict[str, Any]) -> Any:
 def _check(owner: str, name: str, hint: Any, value: Any) -> Any:
     """`value` as the type that the field declares; ProtocolError if it is another one."""
     if type(value) is hint:
+        if hint is int and value > MAX_INTEGER:
+            raise ProtocolError(f"{owner}.{name} is {value}, expected at most {MAX_INTEGER}")
         return value
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):  # only `X | None` occurs

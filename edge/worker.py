@@ -24,7 +24,7 @@ import zmq
 from calib.calibration import Calibration, load_calibration
 from edge.errors import MasklineError
 from edge.logs import configure_logs
-from edge.messages import FrameRef, Message, ProtocolError, decode, encode
+from edge.messages import MAX_MESSAGE_BYTES, FrameRef, Message, ProtocolError, decode, encode
 from edge.paths import calibration_path
 from edge.plan import LinePlan, plan_line
 from edge.processes import Process
@@ -122,6 +122,7 @@ class Worker:
         if self._inbox is None:
             self._inbox = self.zmq.socket(zmq.PULL)
             self._inbox.set_hwm(QUEUE_MESSAGES)
+            self._inbox.maxmsgsize = MAX_MESSAGE_BYTES  # a larger one is never allocated: its sender is cut off
             self._inbox.bind(self._endpoint(self.process.name))
         return self._inbox
 
