@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
 import pytest
-from source_helpers import drain, exposures, make_station
+from source_helpers import drain, exposures, make_station, triggers
 
 from edge.errors import SourceError
 from edge.marker import read
@@ -60,3 +61,11 @@ def test_truth_depends_on_seed_and_number_alone() -> None:
     assert mix(1, 2) == mix(1, 2)
     assert len({mix(seed, number) for seed in range(20) for number in range(200)}) == 4000
     assert mix(0, 0) == 0xA706DD2F4D197E6F
+
+
+def test_a_live_stream_runs_on_the_real_clock() -> None:
+    station = make_station("marker", parts=6, mode="live", rate_hz=200.0, triggers="independent")
+    events = drain(open_source(station, time.monotonic_ns(), 0))
+    assert [t.number for t in triggers(events)] == list(range(6))
+    at_ns = [t.at_ns for t in triggers(events)]
+    assert [at_ns[n + 1] - at_ns[n] for n in range(5)] == [5_000_000] * 5
