@@ -4,62 +4,78 @@ the end. Slow on purpose; tests and benches compare the exported graph with it."
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from engines.mae import SMALLEST_SCALE, MaskedAutoencoder, patchify, plan_tensors, unpatchify
 from engines.plans import Plan
 
-__all__ = ["repaint_plainly"]
+__all__ = ["PlainNetwork", "masked_copies", "pick_hidden", "repaint_plainly"]
+
+
+class PlainNetwork(nn.Module):
+    """Repaints every token of every masked copy, the visible ones too."""
+
+    def __init__(self, model: MaskedAutoencoder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, copies: Tensor, visible: Tensor) -> Tensor:
+        """Masked copies uint8 [V, h, w, C] and what each of them shows, [V, K] -> answers [V, T, P] in [0, 1]."""
+        model, a = self.model, self.model.architecture
+        patches = patchify(copies.float() / 255, a.patch_px)  # [V, T, P]
+        seen = patches.gather(1, visible[..., None].expand(-1, -1, a.patch_values))  # [V, K, P]
+        if a.normalise == "fixed":
+            mean, scale = torch.full((1, 1, 1), a.mean), torch.full((1, 1, 1), a.std)
+        else:
+            mean = seen.double().mean((1, 2), keepdim=True)
+            scale = ((seen.double() - mean) ** 2).mean((1, 2), keepdim=True).sqrt().clamp(min=SMALLEST_SCALE)
+            mean, scale = mean.float(), scale.float()
+        tokens = model.embed((patches - mean) / scale)  # [V, T, D]
+        tokens = tokens.gather(1, visible[..., None].expand(-1, -1, a.width))
+        answers = self._decode_everything(model.encode(tokens[None], visible), visible)[0]
+        return (answers * scale + mean).clamp(0, 1)
+
+    def _decode_everything(self, encoded: Tensor, visible: Tensor) -> Tensor:
+        """[1, V, K, D] -> answers for every token in its own place, [1, V, T, P]."""
+        model, a = self.model, self.model.architecture
+        x = model.to_decoder(encoded)
+        every = torch.arange(a.tokens).expand(visible.shape[0], -1)
+        q = model.mask_token.expand(1, visible.shape[0], a.tokens, -1)
+        extra = x.shape[2] - visible.shape[1]  # the class token
+        if a.decoder == "self":
+            q = q.scatter(2, visible[None, ..., None].expand(-1, -1, -1, a.decoder_width), x[:, :, extra:])
+        if a.positions == "sine":
+            q = q + model.decoder_where
+        if a.decoder == "cross":
+            for block in model.decoder:
+                q = block(q, x, every, visible)
+        else:
+            q = torch.cat([x[:, :, :extra], q], 2)
+            for block in model.decoder:
+                q = block(q, q, every, every)
+            q = q[:, :, extra:]
+        answers: Tensor = model.head(model.decoder_norm(q))
+        return answers
+
+
+def masked_copies(tile: Tensor, plan: Plan, patch: int) -> Tensor:
+    """Copies of a tile uint8 [h, w, C], black where the plan hides it: uint8 [V, h, w, C]."""
+    _, hidden, _ = plan_tensors(plan)
+    shown = torch.ones(plan.variants, plan.grid[0] * plan.grid[1], dtype=torch.uint8).scatter_(1, hidden, 0)
+    patches = patchify(tile[None], patch) * shown[..., None]
+    return unpatchify(patches, patch, plan.grid)
+
+
+def pick_hidden(answers: Tensor, plan: Plan, patch: int) -> Tensor:
+    """From answers for every token [V, T, P], those that the plan asked for: float32 [h, w, C]."""
+    _, hidden, place = plan_tensors(plan)
+    picked = answers.gather(1, hidden[..., None].expand(-1, -1, answers.shape[2]))  # [V, H, P]
+    return unpatchify(picked.flatten(0, 1)[place][None], patch, plan.grid)[0]
 
 
 @torch.no_grad()
 def repaint_plainly(model: MaskedAutoencoder, tiles: Tensor, plan: Plan) -> Tensor:
-    """Tiles uint8 [N, h, w, C] -> float32 [N, h, w, C] in [0, 1]. Hidden pixels are blanked first."""
-    patch = model.architecture.patch_px
-    visible, hidden, place = plan_tensors(plan)
-    mask = torch.zeros(plan.variants, model.architecture.tokens, dtype=torch.bool).scatter_(1, hidden, True)
-    repainted = []
-    for tile in tiles:
-        patches = patchify(tile[None].float() / 255, patch)
-        copies = patches.expand(plan.variants, -1, -1).masked_fill(mask[..., None], 0.0)  # [V, T, P]
-        mean, scale = _level(model, copies, mask)
-        tokens = model.embed((copies - mean) / scale)  # [V, T, D]
-        seen = tokens.gather(1, visible[..., None].expand(-1, -1, tokens.shape[2]))
-        answers = _decode_everything(model, model.encode(seen[None], visible), visible)[0] * scale + mean  # [V, T, P]
-        picked = answers.gather(1, hidden[..., None].expand(-1, -1, answers.shape[2]))  # [V, H, P]
-        repainted.append(picked.flatten(0, 1)[place].clamp(0, 1))
-    return unpatchify(torch.stack(repainted), patch, model.architecture.grid)
-
-
-def _level(model: MaskedAutoencoder, copies: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and scale of the visible pixels of each copy [V, T, P], as [V, 1, 1]."""
-    a = model.architecture
-    if a.normalise == "fixed":
-        return torch.full((1, 1, 1), a.mean), torch.full((1, 1, 1), a.std)
-    seen = [copy[~hidden].double() for copy, hidden in zip(copies, mask, strict=True)]
-    mean = torch.stack([x.mean() for x in seen])[:, None, None]
-    scale = torch.stack([x.std(correction=0).clamp(min=SMALLEST_SCALE) for x in seen])[:, None, None]
-    return mean.float(), scale.float()
-
-
-def _decode_everything(model: MaskedAutoencoder, encoded: Tensor, visible: Tensor) -> Tensor:
-    """[1, V, K, D] -> answers for every token in its own place, [1, V, T, P]."""
-    a = model.architecture
-    x = model.to_decoder(encoded)
-    every = torch.arange(a.tokens).expand(len(visible), -1)
-    q = model.mask_token.expand(1, len(visible), a.tokens, -1)
-    extra = x.shape[2] - visible.shape[1]  # the class token
-    if a.decoder == "self":
-        q = q.scatter(2, visible[None, ..., None].expand(-1, -1, -1, q.shape[3]), x[:, :, extra:])
-    if a.positions == "sine":
-        q = q + model.decoder_where
-    if a.decoder == "cross":
-        for block in model.decoder:
-            q = block(q, x, every, visible)
-    else:
-        q = torch.cat([x[:, :, :extra], q], 2)
-        for block in model.decoder:
-            q = block(q, q, every, every)
-        q = q[:, :, extra:]
-    answers: Tensor = model.head(model.decoder_norm(q))
-    return answers
+    """Tiles uint8 [N, h, w, C] -> float32 [N, h, w, C] in [0, 1]."""
+    network, patch = PlainNetwork(model), model.architecture.patch_px
+    visible, _, _ = plan_tensors(plan)
+    return torch.stack([pick_hidden(network(masked_copies(t, plan, patch), visible), plan, patch) for t in tiles])

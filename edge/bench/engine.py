@@ -1,0 +1,245 @@
+"""The exported graph against the naive way, and the mask plans beside each other.
+
+The naive way is what a first version does: torch eager in float32, a masked copy of the tile for each variant, the
+whole decoder, hidden tokens picked at the end. The plain export is that same network given to OpenVINO. Everything
+uses the same number of threads (the cores less one); times are the median of five rounds in which everything runs
+once, ratios are medians of the rounds' ratios. Plans agree with `x1` where they decide the same on photographs with
+and without painted defects, each plan with its own threshold (the highest score among other good crops). Needs the
+extra `train`.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.anomaly import error_map, score
+from edge.bench import Budget, Progress
+from edge.demo.defects import paint_any
+from edge.errors import MasklineError, RecipeError
+from engines.backends import Backend, open_backend
+from engines.bundle import GRAPH, Bundle, find_bundle, load_bundle
+from engines.plans import PLANS, Plan, named_plan
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from engines.mae import MaskedAutoencoder
+
+__all__ = ["BUDGETS", "run"]
+
+BUDGETS = {
+    "engine.speedup_fp32": Budget(at_least=1.5),
+    "engine.speedup_bf16": Budget(at_least=4),
+    "engine.max_abs_error_fp32": Budget(at_most=1e-4),
+    "engine.decoder_share": Budget(at_most=0.25),
+}
+ROUNDS, GOOD, BAD = 5, 24, 24
+PHOTOS = Path(__file__).parent.parent / "demo" / "photos"
+MATRIX = 1536
+
+Tiles = NDArray[np.uint8]
+Timed = dict[str, Callable[[], object]]
+
+
+def run(progress: Progress = lambda _: None) -> dict[str, float]:
+    """All figures, for the bundle `texture-s`; the bf16 one only where the CPU has bf16 in hardware."""
+    try:
+        import torch
+
+        from engines.export import load_model
+    except ImportError as error:
+        raise MasklineError(f"bench engine needs {error.name}: pip install 'maskline[train]'") from error
+    bundle = load_bundle(find_bundle("texture-s"))
+    model = load_model(bundle)
+    good, bad = _photographs(bundle.manifest.tile_px)
+    progress("loading")
+    backends = {plan: _load(bundle, plan, "f32") for plan in PLANS}
+    x1 = named_plan("x1", model.architecture.grid, model.architecture.block)
+    with _threads(), torch.no_grad():
+        figures = _exactness(model, backends["x1"], good[:2], x1)
+        figures |= _work(model, good[:1], x1)
+        progress("rounds")
+        figures |= _speed(bundle, model, backends, good[0], x1, progress)
+    achieved = figures["engine.gflop_ours"] / figures["engine.plan.x1.ms_per_tile"] * 1e3
+    figures["engine.share_of_matmul_peak"] = achieved / figures["engine.matmul_gflop_per_s"]
+    progress("decisions of the plans")
+    return figures | _agreement(bundle, backends, good, bad)
+
+
+def _cores_less_one() -> int:
+    return max(1, len(os.sched_getaffinity(0)) - 1)
+
+
+@contextmanager
+def _threads() -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(_cores_less_one())
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _load(bundle: Bundle, plan: str, precision: str) -> Backend:
+    backend = open_backend("openvino")
+    backend.load(bundle, plan, precision=precision, threads=0, batch=1)
+    backend.warm_up()
+    return backend
+
+
+def _photographs(side: int) -> tuple[Tiles, Tiles]:
+    """Crops of the photographs' right halves, [2 * GOOD, side, side, 1], and BAD others with a painted defect each."""
+    rng = np.random.default_rng(0)
+    halves = [cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) for path in sorted(PHOTOS.glob("*.png"))]
+    crops = []
+    for k in range(2 * GOOD + BAD):
+        half = np.asarray(halves[k % len(halves)])[:, 256:]
+        y, x = int(rng.integers(half.shape[0] - side + 1)), int(rng.integers(half.shape[1] - side + 1))
+        crop = half[y : y + side, x : x + side]
+        if k >= 2 * GOOD:
+            luma = crop.astype(np.float32) * np.float32(1 / 255)
+            crop = np.rint(paint_any(luma, rng)[0] * 255).astype(np.uint8)
+        crops.append(crop[..., None])
+    return np.stack(crops[: 2 * GOOD]), np.stack(crops[2 * GOOD :])
+
+
+def _exactness(model: MaskedAutoencoder, backend: Backend, tiles: Tiles, plan: Plan) -> dict[str, float]:
+    import torch
+
+    from engines.reference import repaint_plainly
+
+    out = np.empty(tiles.shape, np.float32)
+    backend.infer(tiles, out)
+    expected = repaint_plainly(model, torch.from_numpy(tiles), plan).numpy()
+    return {"engine.max_abs_error_fp32": float(abs(out - expected).max())}
+
+
+def _work(model: MaskedAutoencoder, tiles: Tiles, plan: Plan) -> dict[str, float]:
+    """Billions of multiplications and additions per tile, in matrix products, as torch counts them."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from engines.mae import plan_tensors
+    from engines.reference import repaint_plainly
+
+    def count(call: Callable[[], object]) -> float:
+        with FlopCounterMode(display=False) as counter:
+            call()
+        return float(counter.get_total_flops()) / 1e9
+
+    pixels, (visible, hidden, place) = torch.from_numpy(tiles), plan_tensors(plan)
+    ours = count(lambda: model(pixels, visible, hidden, place))
+    encoded = model.encode(torch.zeros(1, plan.variants, visible.shape[1], model.architecture.width), visible)
+    return {
+        "engine.gflop_naive": count(lambda: repaint_plainly(model, pixels, plan)),
+        "engine.gflop_ours": ours,
+        "engine.decoder_share": count(lambda: model.decode(encoded, visible, hidden)) / ours,
+    }
+
+
+def _speed(
+    bundle: Bundle, model: MaskedAutoencoder, backends: dict[str, Backend], tile: Tiles, plan: Plan, progress: Progress
+) -> dict[str, float]:
+    import torch
+
+    from engines.mae import plan_tensors
+    from engines.reference import PlainNetwork, masked_copies
+
+    copies, visible = masked_copies(torch.from_numpy(tile), plan, model.architecture.patch_px), plan_tensors(plan)[0]
+    naive, out = PlainNetwork(model), np.empty((1, *tile.shape), np.float32)
+    square = torch.rand(MATRIX, MATRIX)
+    timed: Timed = {
+        "naive": lambda: naive(copies, visible),
+        "plain": _plain_export(bundle, naive, copies, visible),
+        "matmul": lambda: square @ square,
+    }
+    for name, backend in backends.items():
+        timed[name] = lambda b=backend: b.infer(tile[None], out)  # type: ignore[misc]
+    try:
+        bf16 = _load(bundle, "x1", "bf16")
+        timed["bf16"] = lambda: bf16.infer(tile[None], out)
+    except RecipeError:
+        progress("this CPU has no bf16: engine.speedup_bf16 is left out")
+    seconds = _rounds(timed, progress)
+    figures = {f"engine.plan.{p}.ms_per_tile": statistics.median(seconds[p]) * 1e3 for p in PLANS}
+    figures["engine.naive_ms_per_tile"] = statistics.median(seconds["naive"]) * 1e3
+    figures["engine.speedup_fp32"] = _ratio(seconds["naive"], seconds["x1"])
+    figures["engine.speedup_vs_plain_export"] = _ratio(seconds["plain"], seconds["x1"])
+    if "bf16" in seconds:
+        figures["engine.speedup_bf16"] = _ratio(seconds["naive"], seconds["bf16"])
+    figures["engine.matmul_gflop_per_s"] = 2 * MATRIX**3 / 1e9 / min(seconds["matmul"])
+    return figures
+
+
+def _rounds(timed: Timed, progress: Progress) -> dict[str, list[float]]:
+    """Seconds of each call in each round, after one round that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in timed}
+    for k in range(ROUNDS + 1):
+        progress(f"round {k} of {ROUNDS}")
+        for name, call in timed.items():
+            began = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - began)
+    return {name: values[1:] for name, values in seconds.items()}
+
+
+def _ratio(slow: list[float], fast: list[float]) -> float:
+    return float(statistics.median(a / b for a, b in zip(slow, fast, strict=True)))
+
+
+def _plain_export(bundle: Bundle, naive: Any, copies: Tensor, visible: Tensor) -> Callable[[], object]:
+    """The naive network in OpenVINO, with as many threads as ours."""
+    import torch
+
+    from engines.backends.openvino import compile_graph
+    from engines.export import OPSET
+
+    assert GRAPH in bundle.manifest.files
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            naive,
+            (copies, visible),
+            file,  # type: ignore[arg-type]
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=["copies", "visible"],
+        )
+    compiled = compile_graph(
+        file.getvalue(), {"visible": visible.numpy().astype(np.int32)}, tuple(copies.shape), "f32", 0
+    )
+    request = compiled.create_infer_request()
+    pixels = copies.numpy()
+    return lambda: request.infer({0: pixels}, share_inputs=True)
+
+
+def _agreement(bundle: Bundle, backends: dict[str, Backend], good: Tiles, bad: Tiles) -> dict[str, float]:
+    """Share of the held-out good and bad crops on which a plan decides as `x1` does."""
+    manifest, decisions = bundle.manifest, {}
+    for name, backend in backends.items():
+        tiles = np.concatenate([good, bad])
+        out = np.empty(tiles.shape, np.float32)
+        backend.infer(tiles, out)
+        maps = error_map(tiles, out, manifest.error_map)
+        threshold = float(np.quantile(maps[:GOOD], 0.999))
+        scores = np.array([score(m, manifest.score, threshold) for m in maps])
+        decisions[name] = scores[GOOD:] > scores[:GOOD].max()
+    return {
+        f"engine.plan.{name}.agreement_with_x1": float((decision == decisions["x1"]).mean())
+        for name, decision in decisions.items()
+    }
