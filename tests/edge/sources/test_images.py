@@ -8,6 +8,8 @@ import zlib
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from edge.sources.images import BadImageError, declared_size, decode_image
 
@@ -82,3 +84,18 @@ def test_other_pixels_and_other_files_are_refused() -> None:
         decode_image(encoded(".tif", np.zeros((16, 16), np.float32)))
     with pytest.raises(BadImageError, match="neither PNG"):
         decode_image(b"hello, this is text")
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    suffix=st.sampled_from(FORMATS), at=st.floats(0, 1, exclude_max=True), junk=st.binary(max_size=8), cut=st.booleans()
+)
+def test_damaged_bytes_are_an_image_or_a_bad_image(suffix: str, at: float, junk: bytes, cut: bool) -> None:
+    data = bytearray(encoded(suffix, np.arange(600, dtype=np.uint16).reshape(20, 30).astype(np.uint8)))
+    place = int(at**2 * len(data))  # more often in the header
+    data[place : place + len(junk)] = junk
+    try:
+        image = decode_image(bytes(data[: len(data) // 2] if cut else data))
+    except BadImageError:
+        return
+    assert image.ndim == 3
