@@ -44,7 +44,7 @@ def picture_path(server_id: int, station: str, number: int) -> str:
 
 
 def write_pictures(folder: Path, arrays: dict[str, NDArray[Any]], plan: StationPlan) -> None:
-    """Write image.png (the frame as it came), tiles.png, reconstruction.png and map.png (stitched, 8, 8 and 16 bit)."""
+    """Write image.png (the frame as it came), and stitched: tiles.png, reconstruction.png, map.png (16 bit)."""
     folder.mkdir(parents=True, exist_ok=True)
     tiling, channels = plan.prepare.tiling, arrays["tiles"].shape[3]
     tiles = np.zeros((tiling.height, tiling.width, channels), np.uint8)
@@ -95,12 +95,11 @@ def run(worker: Worker) -> None:
     cv2.setNumThreads(1)
     worker.inbox()
     worker.ready()
-    keep_bytes, written = worker.recipe.pictures.max_mib << 20, 0
+    keep_bytes = worker.recipe.pictures.max_mib << 20
     root = worker.state_dir / "pictures"
-    for frame in worker.frames():
+    for written, frame in enumerate(worker.frames(), 1):
         _keep(worker, frame)
         worker.slab.release(frame.slot)
-        written += 1
         if written % _SWEEP_EVERY == 0:
             delete_oldest(root, keep_bytes)
 

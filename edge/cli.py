@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
+from edge.bench import Budget
 from edge.errors import MasklineError
 
 __all__ = ["app", "main"]
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.split(":")[0] if __doc__ else "")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help=__doc__.split(":")[0] if __doc__ else "",
+)
 
-RecipeArgument = Annotated[str, typer.Argument(help="A recipe: a TOML file, or the name of one that ships.", metavar="RECIPE")]
-StateDir = Annotated[Path | None, typer.Option(help="Journal, calibration and pictures; default ~/.local/state/maskline/LINE.")]
+RecipeArgument = Annotated[
+    str, typer.Argument(help="A recipe: a TOML file, or the name of one that ships.", metavar="RECIPE")
+]
+StateDir = Annotated[
+    Path | None, typer.Option(help="Journal, calibration and pictures; default ~/.local/state/maskline/LINE.")
+]
 
 
 @app.command()
@@ -34,23 +46,171 @@ def check(recipe: RecipeArgument) -> None:
         megabytes = station.layout.slot_bytes * station.layout.count / 2**20
         console.print(
             f"station {name}: {count} tile{'s' if count > 1 else ''} of {width} x {height} x {channels}, "
-            f"bundle {station.bundle.manifest.name} ({station.bundle.sha256[:12]}), {megabytes:.0f} MiB of shared memory"
+            f"bundle {station.bundle.manifest.name} ({station.bundle.sha256[:12]}), "
+            f"{megabytes:.0f} MiB of shared memory"
         )
     console.print(f"sha256 {resolved.sha256}")
 
 
 @app.command()
-def run(recipe: RecipeArgument, state_dir: StateDir = None) -> None:
+def run(
+    recipe: RecipeArgument,
+    state_dir: StateDir = None,
+    show: Annotated[bool, typer.Option(help="Print verdicts as they come.")] = False,
+) -> None:
     """Run a line until it is stopped (SIGTERM, Ctrl-C) or its sources end."""
     from edge.logs import configure_logs
     from edge.paths import runtime_dir
-    from edge.paths import state_dir as default_state_dir
     from edge.settings import load_recipe
+    from edge.show import show_while_running
     from edge.supervisor import Supervisor
 
     configure_logs("supervisor")
     resolved = load_recipe(recipe)
-    Supervisor(resolved, runtime_dir(resolved.line), state_dir or default_state_dir(resolved.line)).run()
+    supervisor = Supervisor(resolved, runtime_dir(resolved.line), _state(resolved.line, state_dir))
+    if show:
+        show_while_running(supervisor, Console(soft_wrap=True))
+    else:
+        supervisor.run()
+
+
+def _state(line: str, chosen: Path | None) -> Path:
+    from edge.paths import state_dir
+
+    return chosen or state_dir(line)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Recordings, journal, pictures and report go here.")] = Path("out/demo"),
+    parts: Annotated[
+        int | None, typer.Option(min=4, help="Test parts per station; default: what fits two minutes.")
+    ] = None,
+) -> None:
+    """Run a whole line on real photographs with painted defects: calibrate, inspect, report."""
+    from edge.demo.run import run_demo
+
+    run_demo(out, Console(soft_wrap=True), parts)
+
+
+@app.command()
+def simulate(
+    out: Annotated[Path, typer.Argument(help="The recording to write, .mcap.")],
+    texture: Annotated[list[str], typer.Option(help="STATION=PHOTOGRAPH (brick, grass, gravel); repeatable.")],
+    parts: Annotated[int, typer.Option(min=1, help="Per station.")] = 50,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    half: Annotated[str, typer.Option(help="left (good parts only, for calibration), right, or whole.")] = "right",
+    rate_hz: Annotated[float, typer.Option(min=0.01)] = 5.0,
+    defect_share: Annotated[float, typer.Option(min=0, max=1)] = 0.2,
+) -> None:
+    """Write a recording of simulated parts: photographs of textures with painted defects, and their truth."""
+    from edge.demo.simulate import simulate as write
+
+    named = {station: photograph or station for station, _, photograph in (t.partition("=") for t in texture)}
+    made = write(out, named, parts=parts, seed=seed, half=half, rate_hz=rate_hz, defect_share=defect_share)
+    Console(soft_wrap=True).print(
+        f"{made.path}: {made.parts} parts per station, with a defect: {made.bad}, kinds: {made.kinds}"
+    )
+
+
+@app.command()
+def calibrate(
+    recipe: RecipeArgument,
+    good: Annotated[
+        Path, typer.Option(help="Good parts only: a folder of images (one per station: a folder each), or a recording.")
+    ],
+    state_dir: StateDir = None,
+) -> None:
+    """Compute the line's thresholds from good parts, and say what they can promise."""
+    from calib.run import calibrate as compute
+
+    from calib.calibration import save_calibration
+    from edge.paths import calibration_path, make_private
+    from edge.settings import load_recipe
+
+    resolved = load_recipe(recipe)
+    path = calibration_path(make_private(_state(resolved.line, state_dir)))
+    save_calibration(compute(resolved, good, console=Console(soft_wrap=True)), path)
+    Console(soft_wrap=True).print(f"Calibration: {path}")
+
+
+@app.command()
+def watch(
+    endpoint: Annotated[
+        str, typer.Argument(help="A line on this machine by its name, or an endpoint such as tcp://HOST:PORT.")
+    ],
+) -> None:
+    """Show verdicts as they come, and silence when they do not."""
+    from edge.paths import verdict_endpoint
+    from edge.show import Watcher
+    from edge.verdicts import Subscriber
+
+    watcher = Watcher(Console(soft_wrap=True))
+    try:
+        with Subscriber(endpoint if "://" in endpoint else verdict_endpoint(endpoint)) as line:
+            for event in line:
+                watcher.show(event)
+    except ValueError as error:
+        raise MasklineError(str(error)) from error
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None
+
+
+@app.command()
+def report(
+    recipe: RecipeArgument,
+    out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
+    state_dir: StateDir = None,
+    truth: Annotated[Path | None, typer.Option(help="A recording that knows which parts were good.")] = None,
+    run: Annotated[int | None, typer.Option(help="The run's number in the journal; default: the newest.")] = None,
+) -> None:
+    """Write the report of a run: one HTML file with pictures of rejects, misses and some passes."""
+    from calib.report import summarise, write_report
+    from edge.report import collect_run
+    from edge.settings import load_recipe
+
+    collected = collect_run(_state(load_recipe(recipe).line, state_dir), truth, run)
+    write_report(collected, out)
+    Console(soft_wrap=True).print(f"{summarise(collected.parts)}\nReport: {out}")
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help="transport, pipeline, memory, engine, or all.")] = "all",
+    json_path: Annotated[
+        Path | None, typer.Option("--json", help="Also write the figures here, as one flat object.")
+    ] = None,
+) -> None:
+    """Measure this machine: a table for people, --json for programs. Exit code 1 when a budget does not hold."""
+    from edge.bench import BENCHES, machine, write_json
+
+    if name not in (*BENCHES, "all"):
+        raise MasklineError(f"bench {name!r}: there is no such bench; there are: {', '.join(BENCHES)}, all")
+    console = Console(soft_wrap=True)
+    console.print(f"machine: {machine()}")
+    figures: dict[str, float] = {}
+    broken = []
+    for bench_name in BENCHES if name == "all" else [name]:
+        module = importlib.import_module(f"edge.bench.{bench_name}")
+        with console.status(bench_name) as status:
+            found = module.run(progress=lambda text, n=bench_name: status.update(f"{n}: {text}"))
+        broken += _print_figures(console, BENCHES[bench_name], found, module.BUDGETS)
+        figures |= found
+    if json_path:
+        write_json(json_path, figures)
+    if broken:
+        raise MasklineError(f"over budget: {', '.join(broken)}")
+
+
+def _print_figures(console: Console, title: str, figures: dict[str, float], budgets: dict[str, Budget]) -> list[str]:
+    """Print one bench's table; returns the figures that break their budget."""
+    table = Table("figure", "value", "budget", title=title, title_justify="left")
+    broken = [key for key, budget in budgets.items() if key in figures and not budget.holds(figures[key])]
+    for key, value in figures.items():
+        style = "red" if key in broken else "green" if key in budgets else ""
+        table.add_row(key, f"{value:.4g}", str(budgets.get(key, "")), style=style)
+    console.print(table)
+    return broken
 
 
 def main() -> None:

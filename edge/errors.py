@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["BundleError", "CalibrationError", "LineBusyError", "MasklineError", "RecipeError", "ResourceError", "SourceError"]
+__all__ = [
+    "BundleError",
+    "CalibrationError",
+    "LineBusyError",
+    "MasklineError",
+    "RecipeError",
+    "ResourceError",
+    "SourceError",
+]
 
 EXIT_ERROR = 1
 EXIT_CONFIG = 78

@@ -262,8 +262,10 @@ def _insert(
     db.executemany(
         "INSERT INTO verdicts VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
         [
-            (v.seq, v.run, v.lane, v.part, v.decision.value, v.reason and v.reason.value, v.late)
-            + (v.score, v.threshold, v.trigger_ns, v.decided_ns, v.topic_seq, payload)
+            (
+                *(v.seq, v.run, v.lane, v.part, v.decision.value, v.reason and v.reason.value, v.late),
+                *(v.score, v.threshold, v.trigger_ns, v.decided_ns, v.topic_seq, payload),
+            )
             for v, payload in verdicts
         ],
     )

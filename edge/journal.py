@@ -130,7 +130,8 @@ class Journal:
 
         def write(db: sqlite3.Connection) -> int:
             db.execute(
-                "INSERT OR IGNORE INTO runs (server_id, started_utc_ns, boot_id, recipe_sha256, recipe) VALUES (?,?,?,?,?)",
+                "INSERT OR IGNORE INTO runs (server_id, started_utc_ns, boot_id, recipe_sha256, recipe) "
+                "VALUES (?,?,?,?,?)",
                 (server_id, time.time_ns(), boot_id(), recipe_sha256, recipe),
             )
             return int(db.execute("SELECT run FROM runs WHERE server_id=?", (server_id,)).fetchone()[0])

@@ -33,7 +33,7 @@ def runtime_dir(line: str) -> Path:
 
 
 def state_dir(line: str) -> Path:
-    """The folder of a line's state: under $MASKLINE_STATE_DIR, systemd's $STATE_DIRECTORY, or ~/.local/state/maskline."""
+    """The folder of a line's state: in $MASKLINE_STATE_DIR, systemd's $STATE_DIRECTORY or ~/.local/state/maskline."""
     base = os.environ.get("MASKLINE_STATE_DIR") or os.environ.get("STATE_DIRECTORY") or "~/.local/state/maskline"
     return Path(base).expanduser().absolute() / line
 
@@ -54,7 +54,7 @@ def journal_path(state_dir: Path) -> Path:
 
 
 def make_private(path: Path) -> Path:
-    """Make a folder that only this user may enter. Raises ResourceError when it cannot be made or is somebody else's."""
+    """Make a folder that only this user may enter. Raises ResourceError when it cannot be, or is somebody else's."""
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         about = path.stat()

@@ -215,7 +215,7 @@ class LineOk(Section):
 
 
 class Recipe(Section):
-    """One line. There is no default safe state and no default LINE-OK: the recipe says them, or the line does not start."""
+    """One line. There is no default safe state and no default LINE-OK: the recipe says them, or nothing starts."""
 
     line: Name
     safe_state: Literal["reject_all", "stop_line"]  # what actuators do without a timely PASS
@@ -335,10 +335,13 @@ def _refuse_unknown_overrides(path: Path) -> None:
             known = ", ".join(f"{ENV_PREFIX}{n.upper()}" for n in Recipe.model_fields)
             raise RecipeError(f"{path}: the environment sets {variable}, which overrides nothing; known: {known}")
         annotation = Recipe.model_fields[section].annotation
-        if fields and isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            if fields[0] not in annotation.model_fields:
-                known = ", ".join(annotation.model_fields)
-                raise RecipeError(f"{path}: the environment sets {variable}; [{section}] has only: {known}")
+        known_fields = (
+            annotation.model_fields if isinstance(annotation, type) and issubclass(annotation, Section) else {}
+        )
+        if fields and known_fields and fields[0] not in known_fields:
+            raise RecipeError(
+                f"{path}: the environment sets {variable}; [{section}] has only: {', '.join(known_fields)}"
+            )
 
 
 def _anchor_paths(resolved: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -140,8 +140,8 @@ class Slab:
         available = _available_bytes()
         if size > available:
             raise ResourceError(
-                f"the line needs {size / 2**20:.0f} MiB of shared memory for its frames, {available / 2**20:.0f} MiB are "
-                "available: fewer slots, smaller frames or a smaller region need less"
+                f"the line needs {size / 2**20:.0f} MiB of shared memory for its frames, {available / 2**20:.0f} MiB "
+                "are available: fewer slots, smaller frames or a smaller region need less"
             )
         fd = os.memfd_create("maskline-slab", os.MFD_CLOEXEC)
         try:

@@ -88,6 +88,11 @@ class Supervisor:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    @property
+    def endpoint(self) -> str:
+        """Where the gate of this line publishes."""
+        return f"ipc://{self.runtime_dir}/verdicts"
+
     def request_stop(self) -> None:
         """Ask `run` to drain and return."""
         self._stop_requested = True

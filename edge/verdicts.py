@@ -52,7 +52,7 @@ class Subscriber:
     """Listens to one line, or with `line=None` to all that publish on the endpoint."""
 
     def __init__(self, endpoint: str, line: str | None = None) -> None:
-        """Raises ValueError for an endpoint that ZeroMQ does not understand. Connecting to nobody is no error: `Silence`."""
+        """Raises ValueError for an endpoint that ZeroMQ does not understand. A line that is not there is `Silence`."""
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.SUB)
         self._socket.linger = 0
