@@ -1,7 +1,8 @@
 """Encoded images to pixels, and nothing that is not whole.
 
 OpenCV returns the upper half of a cut JPEG with a line on stderr, and allocates what a header asks for. Here the header
-is read first, sizes are capped before anything is allocated, and a file that is cut or damaged is an error.
+is read first, sizes are capped before anything is allocated, and a file that is cut is an error. So is a damaged
+PNG; JPEG, TIFF and BMP carry no checksums, so bytes that changed within their pixels come through as other pixels.
 """
 
 from __future__ import annotations
