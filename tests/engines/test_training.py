@@ -36,7 +36,9 @@ def test_the_error_falls_in_a_few_steps() -> None:
     trainer = fresh()
     errors = run(trainer, 60)
     assert np.mean(errors[-10:]) < 0.8 * np.mean(errors[:5])
-    assert not any(torch.equal(a, b) for a, b in zip(trainer.averaged.parameters(), fresh().averaged.parameters(), strict=True))
+    assert not any(
+        torch.equal(a, b) for a, b in zip(trainer.averaged.parameters(), fresh().averaged.parameters(), strict=True)
+    )
 
 
 def test_a_resumed_run_ends_with_the_same_weights(tmp_path: Path) -> None:

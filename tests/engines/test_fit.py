@@ -1,0 +1,113 @@
+"""Fitting at a tiny size: it leaves a bundle and pictures, resumes, and names what it cannot use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from engine_helpers import TINY
+
+from edge.errors import MasklineError, SourceError
+from engines import fit as module
+from engines.bundle import Bundle, Manifest, load_bundle
+from engines.export import export_bundle
+from engines.fit import Fitting, draw_curve, fit, load_good
+from engines.mae import MaskedAutoencoder
+from engines.textures import canvas
+
+MANIFEST = Manifest(name="tiny", architecture=TINY, licence="none", files={"network.onnx": "0" * 64})
+SHORT = Fitting(steps=6, batch=2, every=2)
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Bundle:
+    torch.manual_seed(0)
+    return export_bundle(tmp_path / "base", MaskedAutoencoder(TINY), MANIFEST)
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    folder = tmp_path / "good"
+    folder.mkdir()
+    for k in range(4):
+        cv2.imwrite(str(folder / f"{k}.png"), canvas(1, k, 64))
+    return folder
+
+
+def test_a_bundle_with_pictures_comes_out(base: Bundle, good: Path, tmp_path: Path) -> None:
+    bundle = fit(good, base.path, tmp_path / "out", SHORT, quiet=True)
+    assert load_bundle(tmp_path / "out") == bundle
+    assert bundle.manifest.name == "out"
+    assert bundle.manifest.trained is not None
+    assert bundle.manifest.trained.base == f"tiny {base.sha256}"
+    assert bundle.manifest.error_map == base.manifest.error_map
+    assert bundle.read("network.safetensors") != base.read("network.safetensors")
+    assert cv2.imread(str(tmp_path / "out" / "loss.png")).shape == (360, 640, 3)
+    assert cv2.imread(str(tmp_path / "out" / "repainted.png")).shape == (96, 6 * 48, 3)
+    assert not (tmp_path / "out.fit").exists()
+
+
+def test_an_interrupted_run_ends_the_same(
+    base: Bundle, good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = fit(good, base.path, tmp_path / "whole", SHORT, name="same", quiet=True)
+    monkeypatch.setattr(module, "draw_mask", interrupted_after(5, module.draw_mask))
+    with pytest.raises(KeyboardInterrupt):
+        fit(good, base.path, tmp_path / "cut", SHORT, name="same", quiet=True)
+    monkeypatch.undo()
+    again = fit(good, base.path, tmp_path / "cut", SHORT, name="same", quiet=True)
+    assert again.manifest.files["network.safetensors"] == whole.manifest.files["network.safetensors"]
+
+
+def interrupted_after(calls: int, function: object) -> object:
+    left = iter(range(calls))
+
+    def once(*args: object) -> object:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return function(*args)  # type: ignore[operator]
+
+    return once
+
+
+def test_a_run_with_other_settings_is_not_resumed(
+    base: Bundle, good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "draw_mask", interrupted_after(3, module.draw_mask))
+    with pytest.raises(KeyboardInterrupt):
+        fit(good, base.path, tmp_path / "cut", SHORT, quiet=True)
+    with pytest.raises(MasklineError, match="other settings"):
+        fit(good, base.path, tmp_path / "cut", Fitting(steps=7, batch=2, every=2), quiet=True)
+
+
+def test_images_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="no such folder"):
+        load_good(tmp_path / "nothing", MANIFEST)
+    with pytest.raises(SourceError, match="no images"):
+        load_good(tmp_path, MANIFEST)
+    cv2.imwrite(str(tmp_path / "small.png"), np.zeros((40, 60), np.uint8))
+    with pytest.raises(SourceError, match=r"small\.png is 60 x 40, expected at least 48"):
+        load_good(tmp_path, MANIFEST)
+    (tmp_path / "small.png").write_bytes(b"no image")
+    with pytest.raises(SourceError, match="does not decode"):
+        load_good(tmp_path, MANIFEST)
+
+
+def test_grey_colour_and_deep_images_fit_the_bundle(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((50, 50, 3), (10, 20, 200), np.uint8))
+    cv2.imwrite(str(tmp_path / "b.png"), np.full((50, 50), 32768, np.uint16))
+    grey = load_good(tmp_path, MANIFEST)
+    assert [i.shape for i in grey] == [(50, 50, 1)] * 2
+    assert grey[1][0, 0, 0] == 128
+    colour = MANIFEST.model_copy(update={"architecture": TINY.model_copy(update={"channels": 3})})
+    found = load_good(tmp_path, colour)
+    assert found[0][0, 0].tolist() == [200, 20, 10]
+    assert found[1][0, 0].tolist() == [128] * 3
+
+
+def test_a_curve_can_be_drawn_of_anything() -> None:
+    for seen, held in (([], []), ([0.5], []), ([0.9, 0.5, 0.4], [0.6])):
+        assert draw_curve(seen, held, 2).shape == (360, 640, 3)
