@@ -237,6 +237,7 @@ def render_report(run: ReportRun, limits: Limits | None = None) -> str:
         by_station=_by_station(run),
         charts=[strip_chart(station, run.parts) for station in run.stations],
         groups=groups,
+        lanes={part.lane for part in run.parts},
         scales=scales,
         colour_bar=colour_bar(),
         ratio=lambda view: _view_ratio(view, stations.get(view.station)),

@@ -1,0 +1,103 @@
+"""Calibrate a line: its own preparation, engines and scores, on good parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from calib.calibration import Calibration
+from calib.fitting import GoodView, StationSpec, Targets, assemble, fit_station
+from calib.good import GoodImages, find_good_images
+from edge.detect import CHEAP_PLAN, Detector, open_detectors
+from edge.errors import CalibrationError
+from edge.judge import provenance
+from edge.plan import LinePlan, StationPlan, plan_line
+from edge.settings import Recipe
+from edge.tiling import frame_levels, prepare
+from engines.backends import Backend, open_backend
+
+__all__ = ["calibrate"]
+
+FLAT_BELOW = 0.004
+"""A standard deviation under a grey level: a covered lens. It would teach the line that good parts may look so."""
+
+
+def calibrate(
+    recipe: Recipe, good: Path, *, targets: Targets | None = None, console: Console | None = None
+) -> Calibration:
+    """Compute the calibration of a line from the good parts in `good`, a folder or a recording (`find_good_images`).
+
+    Every image goes the way that it goes on the line: the same preparation, engines, maps and scores. `console` gets a
+    progress bar, and what each station's threshold promises. Raises MasklineError: too few parts, an image that does
+    not fit the recipe or is none, an engine that cannot be had.
+    """
+    plan = plan_line(recipe)
+    found = find_good_images(good, recipe)
+    detectors = open_detectors(plan)
+    stations = {}
+    with _bars(console) as bars:
+        for name, station in plan.stations.items():
+            spec = StationSpec(
+                station.bundle.manifest.error_map,
+                station.bundle.manifest.score,
+                provenance(station, detectors[name].info),
+                station.prepare.ignore_tiles,
+                len(recipe.lane_views(station.station.lane)),
+            )
+            views = _views(station, found[name], detectors[name], _cheap_backend(plan, station))
+            shown = bars.track(views, found[name].count, description=f"calibrating {name}")
+            try:
+                stations[name] = fit_station(shown, found[name].count, spec, targets)
+            except CalibrationError as error:
+                raise CalibrationError(f"station {name}: {error}") from error
+    if console:
+        for name, limits in stations.items():
+            console.print(f"{name}: score threshold {limits.score_threshold:.4g}. {limits.statement}", highlight=False)
+    left_out = sum(images.bad_left_out for images in found.values())
+    note = f" ({left_out} views of parts that are bad in truth left out)" if left_out else ""
+    return assemble(stations, f"{good.resolve()}{note}")
+
+
+def _bars(console: Console | None) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=console is None,
+        transient=True,
+    )
+
+
+def _cheap_backend(plan: LinePlan, station: StationPlan) -> Backend | None:
+    """The engine of a cascade's first plan; None for stations without a cascade."""
+    if station.station.plan != "cascade":
+        return None
+    settings = plan.recipe.engine
+    backend = open_backend(settings.backend, null_delay_ms=settings.null_delay_ms)
+    backend.load(station.bundle, CHEAP_PLAN, precision=settings.precision, threads=settings.threads, batch=1)
+    backend.warm_up()
+    return backend
+
+
+def _views(station: StationPlan, good: GoodImages, detector: Detector, cheap: Backend | None) -> Iterator[GoodView]:
+    """Prepare and repaint one good image after the other, in the same arrays."""
+    tiles = np.empty(station.prepare.tiles_shape, np.uint8)
+    repainted = np.empty(tiles.shape, np.float32)
+    roughly = None if cheap is None else np.empty(tiles.shape, np.float32)
+    for where, image in good.images():
+        misfit = station.prepare.misfit(image)
+        if misfit:
+            raise CalibrationError(f"{where}: {misfit}; take it out of the good parts, or change the recipe's frame")
+        prepare(image, station.prepare, tiles)
+        if frame_levels(tiles).contrast < FLAT_BELOW:
+            raise CalibrationError(f"{where}: all of one grey, and so no picture of a good part; take it out")
+        detector.infer(tiles, repainted, None)
+        if cheap is not None and roughly is not None:
+            cheap.infer(tiles, roughly)
+        yield GoodView(tiles, repainted, roughly)
