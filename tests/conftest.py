@@ -1,0 +1,121 @@
+"""Hygiene for every test: folders of its own, and nothing that outlives it.
+
+A process or a socket that a test leaves behind fails that test. Warnings are errors (pyproject.toml), so what Python
+itself notices, an unclosed file or a child never waited for, fails too.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+_PR_SET_CHILD_SUBREAPER = 36
+_GRACE_S = 3.0
+_KEPT_FOR_THE_SESSION = (b"multiprocessing.resource_tracker", b"multiprocessing.forkserver")
+
+
+def pytest_configure() -> None:
+    """Orphans of a killed supervisor become our children instead of init's: so they can be seen."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+@pytest.fixture
+def runtime_dir() -> Iterator[Path]:
+    """A folder of this test alone, with a path short enough for sockets (pytest's own folders are too deep)."""
+    folder = Path(tempfile.mkdtemp(prefix="ml-"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No test reads or writes the runtime, the state or the overrides of whoever runs it."""
+    for name in [n for n in os.environ if n.startswith("MASKLINE_")]:
+        monkeypatch.delenv(name)
+    for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "STATE_DIRECTORY", "RUNTIME_DIRECTORY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MASKLINE_RUNTIME_DIR", str(tmp_path / "runtime"))
+    monkeypatch.setenv("MASKLINE_STATE_DIR", str(tmp_path / "state"))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left() -> Iterator[None]:
+    """After a test no process and no socket of its own may be alive; what is, is ended here, and the test fails."""
+    children, sockets = _children(), _sockets()
+    yield
+    leaked = _wait_for_none(lambda: _children() - children)
+    names = {pid: _command(pid) for pid in leaked}
+    for pid in leaked:
+        _end(pid)
+    open_sockets = _sockets() - sockets
+    if open_sockets:
+        gc.collect()
+        open_sockets = _wait_for_none(lambda: _sockets() - sockets)
+    assert not names, f"the test left processes behind: {names}"
+    assert not open_sockets, f"the test left sockets open: {sorted(open_sockets)}"
+
+
+def _wait_for_none(leaks: object) -> set[object]:
+    """What `leaks()` still finds after a grace: what was just killed needs a moment to be gone."""
+    assert callable(leaks)
+    give_up = time.monotonic() + _GRACE_S
+    while (found := leaks()) and time.monotonic() < give_up:
+        time.sleep(0.02)
+    return set(found)
+
+
+def _children() -> set[int]:
+    """Our children that run, whoever started them. Ended ones are left for whoever may ask for their exit code."""
+    found: set[int] = set()
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            pids = (task / "children").read_text().split()
+        except OSError:  # the thread ended
+            continue
+        found.update(pid for pid in map(int, pids) if not _is_over(pid))
+    return found
+
+
+def _is_over(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return True
+    return state == "Z" or any(name in _command(pid) for name in _KEPT_FOR_THE_SESSION)
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
+    except OSError:
+        return b""
+
+
+def _end(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    except (ProcessLookupError, ChildProcessError):
+        pass
+
+
+def _sockets() -> set[str]:
+    """The sockets that this process has open."""
+    found = set()
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{fd}")
+        except OSError:
+            continue
+        if target.startswith("socket:"):
+            found.add(target)
+    return found
