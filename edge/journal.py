@@ -28,7 +28,11 @@ __all__ = ["Journal", "JournalFullError", "OpenTrigger", "boot_id", "open_for_re
 
 SCHEMA_VERSION = 1
 CHECKPOINT_COMMITS = 1000
+WAIT_FOR_CHECKPOINT_COMMITS = 4000
+"""A log that is copied while commits go on is never copied whole, so it never starts over and grows. From here on the
+writer waits for one copy, some milliseconds."""
 LOCK_PATIENCE_S = 5.0
+RESERVE_AGAIN_S = 1.0
 _T = TypeVar("_T")
 
 _SCHEMA = """
@@ -92,33 +96,38 @@ class Journal:
         self._interval_s = commit_interval_ms / 1000
         self._lock = _lock(path.with_suffix(".lock"))
         try:
-            self._db = sqlite3.connect(path, isolation_level=None, timeout=0.5)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=OFF")  # the committer owns durability
-            self._db.execute("PRAGMA wal_autocheckpoint=0")  # and the checkpoints
+            self._db = self._open()
+            self.epoch = self.meta("epoch")
             self.has_reserve = self._reserve()
-            if not self._db.execute("SELECT 1 FROM sqlite_master WHERE name='meta'").fetchone():
-                self._create()
-        except sqlite3.Error as error:
-            raise ResourceError(f"{path}: cannot open the journal: {error}") from error
-        version = self.meta("schema")
-        if version != str(SCHEMA_VERSION):
-            raise ResourceError(
-                f"{path}: journal of schema {version}, this maskline writes {SCHEMA_VERSION}; move it away"
-            )
-        self.epoch = self.meta("epoch")
+        except BaseException:
+            os.close(self._lock)
+            raise
         self.failure = ""
         self._dirty_since_ns: int | None = None
         self._syncing_since_ns: int | None = None
         self._commits = self._checkpointed = 0
+        self._writing = threading.Lock()
         self._stop = threading.Event()
         self._committer = threading.Thread(target=self._commit_forever, name="committer", daemon=True)
         self._committer.start()
 
-    def _create(self) -> None:
-        self._db.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
-        rows = [("schema", str(SCHEMA_VERSION)), ("epoch", secrets.token_hex(8))]
-        self._db.executemany("INSERT INTO meta VALUES (?, ?)", rows)
+    def _open(self) -> sqlite3.Connection:
+        """The writer's connection to a journal of this schema, which is made if it is not there."""
+        try:
+            db = _connect(self.path)
+            if not db.execute("SELECT 1 FROM sqlite_master WHERE name='meta'").fetchone():
+                meta = f"INSERT INTO meta VALUES ('schema', '{SCHEMA_VERSION}'), ('epoch', '{secrets.token_hex(8)}');"
+                db.executescript(f"BEGIN; {_SCHEMA} {meta} COMMIT;")
+            version = db.execute("SELECT value FROM meta WHERE key='schema'").fetchone()
+            if version != (str(SCHEMA_VERSION),):
+                raise ResourceError(
+                    f"{self.path}: journal of schema {version and version[0]}, this maskline writes {SCHEMA_VERSION}; "
+                    "move it away"
+                )
+            _checkpoint(db)  # what a gate before this one left in the log, whether it was made durable or not
+        except sqlite3.Error as error:
+            raise ResourceError(f"{self.path}: cannot open the journal: {error}") from error
+        return db
 
     def meta(self, key: str) -> str:
         """A value of the journal's own description: `schema`, `epoch`."""
@@ -157,17 +166,18 @@ class Journal:
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """One transaction; it survives the death of this process once the block has ended."""
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield self._db
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise
-        self._commits += 1
-        if self._dirty_since_ns is None:
-            self._dirty_since_ns = time.monotonic_ns()
+        with self._writing:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+            self._commits += 1
+            if self._dirty_since_ns is None:
+                self._dirty_since_ns = time.monotonic_ns()
 
     def lag_ms(self, now_ns: int) -> float:
         """Age of the oldest commit that a power cut would lose, ms."""
@@ -214,48 +224,71 @@ class Journal:
 
     def _commit_forever(self) -> None:
         """The committer: fdatasync of the write-ahead log, and a checkpoint when enough has gathered in it."""
-        wal = os.open(f"{self.path}-wal", os.O_RDWR)
-        checkpointer = sqlite3.connect(self.path, isolation_level=None, timeout=0.5)
-        checkpointer.execute("PRAGMA synchronous=FULL")
-        checkpointer.execute("PRAGMA wal_autocheckpoint=0")
+        next_reserve = 0.0
         try:
-            stopping = False
-            while not stopping:
-                stopping = self._stop.wait(self._interval_s)
-                # Taken before the fdatasync: a commit made while it runs is not covered by it and sets the mark again.
-                since, self._dirty_since_ns = self._dirty_since_ns, None
-                if since is None:
-                    continue
-                self._syncing_since_ns = since
-                os.fdatasync(wal)
-                self._syncing_since_ns = None
-                if self._commits - self._checkpointed >= CHECKPOINT_COMMITS:
-                    self._checkpointed = self._commits
-                    checkpointer.execute("PRAGMA wal_checkpoint(PASSIVE)")
-        except (OSError, sqlite3.Error) as error:
+            with contextlib.ExitStack() as opened:
+                wal = os.open(f"{self.path}-wal", os.O_RDWR)
+                opened.callback(os.close, wal)
+                checkpointer = opened.enter_context(contextlib.closing(_connect(self.path)))
+                stopping = False
+                while not stopping:
+                    stopping = self._stop.wait(self._interval_s)
+                    self._sync(wal)
+                    self._empty_log(checkpointer)
+                    if not self.has_reserve and time.monotonic() >= next_reserve:
+                        next_reserve = time.monotonic() + RESERVE_AGAIN_S
+                        self.has_reserve = self._has_room() and self._reserve()
+        except (OSError, sqlite3.Error, ResourceError) as error:
             # The kernel forgets what it failed to write, so a second fdatasync would lie. `lag_ms` grows from here on,
             # nothing is published, and a restarted gate begins anew.
             self._syncing_since_ns = self._syncing_since_ns or time.monotonic_ns()
             self.failure = f"cannot make the journal durable: {error}"
-        finally:
-            checkpointer.close()
-            os.close(wal)
+
+    def _sync(self, wal: int) -> None:
+        # Taken before the fdatasync: a commit made while it runs is not covered by it and sets the mark again.
+        since, self._dirty_since_ns = self._dirty_since_ns, None
+        if since is not None:
+            self._syncing_since_ns = since
+            os.fdatasync(wal)
+            self._syncing_since_ns = None
+
+    def _empty_log(self, checkpointer: sqlite3.Connection) -> None:
+        """Copy the log into the database, so that it starts over with the next commit and never grows for long."""
+        commits = self._commits - self._checkpointed
+        if commits < CHECKPOINT_COMMITS:
+            return
+        patient = commits < WAIT_FOR_CHECKPOINT_COMMITS
+        with contextlib.nullcontext() if patient else self._writing:
+            upto = self._commits
+            whole = _checkpoint(checkpointer)
+        if (
+            whole or not patient
+        ):  # not even then whole: a reader is in the way, and must not hold up the gate again soon
+            self._checkpointed = upto
+
+    def _has_room(self) -> bool:
+        """Whether the disk has room for the ballast and as much again for the journal."""
+        disk = os.statvfs(self.path.parent)
+        return disk.f_bavail * disk.f_frsize >= 2 * self._reserve_bytes
 
     def _reserve(self) -> bool:
         """Make the ballast if it is not there; False when the disk has no room for it."""
-        fd = os.open(self._ballast, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            os.posix_fallocate(fd, 0, self._reserve_bytes)
-            return True
+            fd = os.open(self._ballast, os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                os.posix_fallocate(fd, 0, self._reserve_bytes)
+            except OSError:
+                os.ftruncate(fd, 0)
+                raise
+            finally:
+                os.close(fd)
         except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise ResourceError(
-                    f"{self._ballast}: cannot reserve {self._reserve_bytes} bytes: {error.strerror}"
-                ) from error
-            os.ftruncate(fd, 0)
-            return False
-        finally:
-            os.close(fd)
+            if _is_full(error):
+                return False
+            raise ResourceError(
+                f"{self._ballast}: cannot reserve {self._reserve_bytes} bytes: {error.strerror}"
+            ) from error
+        return True
 
     def _release_reserve(self) -> bool:
         """Give up the ballast; False when it was given up before."""
@@ -271,9 +304,38 @@ def _is_full(error: BaseException) -> bool:
     return "full" in str(error) or "disk I/O error" in str(error)
 
 
+def _connect(path: Path) -> sqlite3.Connection:
+    """A connection that commits without a sync (the committer owns that) and never makes a checkpoint by itself.
+
+    NORMAL, not OFF: it still syncs the header of a log that starts over, and checkpoints. Without that a power cut may
+    lay old frames over a newer database (https://sqlite.org/src/info/ff5be73dee).
+    """
+    db = sqlite3.connect(path, isolation_level=None, timeout=0.5)
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "wal_autocheckpoint=0"):
+        db.execute(f"PRAGMA {pragma}")
+    return db
+
+
+def _checkpoint(db: sqlite3.Connection) -> bool:
+    """Copy the log into the database without waiting for anyone; whether all of it was copied.
+
+    The database grows here: on a full disk the log is kept, and a later checkpoint goes on.
+    """
+    try:
+        _, in_log, copied = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+    except sqlite3.OperationalError as error:
+        if "full" in str(error) or "locked" in str(error):
+            return False
+        raise
+    return bool(in_log == copied)
+
+
 def _lock(path: Path) -> int:
     """Hold a lock file; the kernel lets go of it when this process ends, however it ends."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ResourceError(f"{path}: cannot lock the journal: {error.strerror}") from error
     give_up = time.monotonic() + LOCK_PATIENCE_S
     while True:
         try:
