@@ -13,6 +13,8 @@ __all__ = [
 ]
 
 EXIT_ERROR = 1
+EXIT_BUSY = 75
+"""EX_TEMPFAIL of sysexits.h: something else holds what the line needs. Starting one of its processes again is no help."""
 EXIT_CONFIG = 78
 """EX_CONFIG of sysexits.h: systemd does not restart a service that ends with it (RestartPreventExitStatus=78)."""
 
@@ -47,6 +49,8 @@ class SourceError(MasklineError):
 
 class LineBusyError(MasklineError):
     """Another supervisor runs this line, or a port that the recipe names is taken."""
+
+    exit_code = EXIT_BUSY
 
 
 class ResourceError(MasklineError):

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import structlog
 
-from edge.errors import EXIT_CONFIG, LineBusyError, MasklineError, RecipeError
+from edge.errors import EXIT_BUSY, EXIT_CONFIG, LineBusyError, MasklineError, RecipeError, ResourceError
 from edge.notify import Notifier
 from edge.paths import make_private
 from edge.plan import plan_line
@@ -31,7 +31,6 @@ from edge.worker import start_command
 __all__ = ["Supervisor"]
 
 TICK_S = 0.02
-QUIET_TICKS = 5
 STOP_BUDGET_S = 2.0
 """SIGTERM to SIGKILL, per process, after the drain."""
 
@@ -62,19 +61,23 @@ class Supervisor:
         """
         self.recipe, self.runtime_dir, self.state_dir = recipe, make_private(runtime_dir), make_private(state_dir)
         self.log = structlog.get_logger()
-        self._lock = _hold_line(runtime_dir / "lock", recipe.line)
         plan = plan_line(recipe)
-        self.slab = Slab.create(plan.layouts)
-        (runtime_dir / "recipe.json").write_text(recipe.model_dump_json(), encoding="utf-8")
+        self._lock = _hold_line(runtime_dir / "lock", recipe.line)
+        try:
+            self.slab = Slab.create(plan.layouts)
+            _write_down(runtime_dir / "recipe.json", recipe)
+        except BaseException:
+            os.close(self._lock)
+            raise
         self._children = {p.name: Child(p) for p in plan.processes}
         self._notify = Notifier.from_environment()
         self._stop_requested = False
-        self._quiet_ticks = 0
+        self._quiet_beats: set[int] = set()
 
     def run(self, on_tick: Callable[[], None] | None = None) -> None:
         """Run the line until SIGTERM, SIGINT, or until all its sources have ended and every part has its answer.
 
-        Raises RestartBudgetError, or RecipeError when a process says that the configuration is wrong.
+        Raises RestartBudgetError, or RecipeError and LineBusyError when a process says that it cannot work like that.
         """
         before = {s: signal.signal(s, self._request_stop) for s in (signal.SIGTERM, signal.SIGINT)}
         try:
@@ -117,6 +120,7 @@ class Supervisor:
     def stop(self) -> None:
         """Drain in-flight triggers for at most `drain_ms`, then end every process, those that owe an answer last."""
         self._notify.stopping()
+        self._stop_requested = True
         self.slab.head["stopping"] = 1
         ordered = sorted(self._children.values(), key=lambda c: c.process.stop_order)
         drained = not self.slab.head["start_ns"]
@@ -132,7 +136,7 @@ class Supervisor:
     def _drain(self) -> None:
         """Wait until every part has its answer, or the budget is spent; nothing is started any more."""
         give_up = time.monotonic() + self.recipe.deadline.drain_ms / 1000
-        self._quiet_ticks = 0
+        self._quiet_beats.clear()
         while time.monotonic() < give_up and not self._gate_is_quiet():
             for child in self._children.values():
                 self._reap(child)
@@ -144,11 +148,14 @@ class Supervisor:
         return all(c.finished for c in captures) and self._gate_is_quiet()
 
     def _gate_is_quiet(self) -> bool:
-        """Whether the gate runs and had no open part for some ticks: a trigger may still be on its way to it."""
+        """Whether the gate owes nothing. It says so at the end of a turn of its loop, so one whole turn must have passed
+        since the first look: what it said then may be older than the last trigger."""
         row = self.slab.row(self._children[GATE].process.index)
-        quiet = int(row["state"]) == State.RUNNING and not int(row["open"])
-        self._quiet_ticks = self._quiet_ticks + 1 if quiet else 0
-        return self._quiet_ticks >= QUIET_TICKS
+        if int(row["state"]) == State.RUNNING and not int(row["open"]):
+            self._quiet_beats.add(int(row["beat_ns"]))
+        else:
+            self._quiet_beats.clear()
+        return len(self._quiet_beats) > 2
 
     def _end(self, children: list[Child]) -> None:
         give_up = time.monotonic() + STOP_BUDGET_S
@@ -198,6 +205,10 @@ class Supervisor:
             raise RecipeError(
                 f"the process {child.process.name} cannot run with this configuration; its message is above"
             )
+        if code == EXIT_BUSY:
+            raise LineBusyError(
+                f"the process {child.process.name} needs what something else holds; its message is above"
+            )
         self._spend(child)
 
     def _spend(self, child: Child) -> None:
@@ -231,6 +242,13 @@ class Supervisor:
             self.slab.head["start_ns"] = now_ns
             self.log.info("line_ready", line=self.recipe.line)
             self._notify.ready()
+
+
+def _write_down(path: Path, recipe: Recipe) -> None:
+    try:
+        path.write_text(recipe.model_dump_json(), encoding="utf-8")
+    except OSError as error:
+        raise ResourceError(f"{path}: cannot write the resolved recipe: {error.strerror}") from error
 
 
 def _hold_line(path: Path, line: str) -> int:
