@@ -39,6 +39,7 @@ class Watcher:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._health: tuple[GateState, tuple[str, ...]] | None = None
+        self._heard = False
 
     def show(self, event: Event) -> None:
         """Print one event; heartbeats only when the gate's state or its trouble changes."""
@@ -49,10 +50,11 @@ class Watcher:
             if health != self._health:
                 style, trouble = _STATE_STYLE.get(event.state, "yellow"), "; ".join(event.trouble)
                 self._console.print(f"[{style}]line {event.line} is {event.state.value}[/] {escape(trouble)}")
-            self._health = health
+            self._health, self._heard = health, True
         elif isinstance(event, Silence):
             self._health = None
-            self._console.print(f"[bold red]SILENCE: no heartbeat for {event.for_ms} ms, nothing may be passed[/]")
+            what = "SILENCE: no heartbeat" if self._heard else "nothing heard yet"
+            self._console.print(f"[bold red]{what} for {event.for_ms} ms, nothing may be passed[/]")
         elif isinstance(event, Gap):
             self._console.print(f"[yellow]lane {event.lane}: verdicts {event.first} to {event.last} did not arrive[/]")
         elif isinstance(event, Refused):

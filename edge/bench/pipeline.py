@@ -1,8 +1,9 @@
 """Trigger to verdict through all processes of the line, against the same functions called in a row in one process.
 
-Frames of 2448x2048 mono at 20 per second, halved and cut into 224-pixel tiles, an engine that does nothing. *Inline* is
+Frames of 2448x2048 mono at 20 per second, halved and cut into 224-pixel tiles, an engine that does nothing. *Inline*
 the sum of what must be done whoever does it: put the frame into memory, prepare, repaint, judge. What the processes add
-is given in bare descriptor round trips of the same run, and what the pure functions cost beside a plain copy of the
+is given in bare descriptor round trips of the same run and at the same pace (processes that slept between two parts wake
+up more slowly than those of a tight loop), and what the pure functions cost beside a plain copy of the
 frame. The second part has a real engine, on a region of one tile, offered as many parts as it takes.
 """
 
@@ -18,8 +19,7 @@ import numpy as np
 
 from calib.calibration import load_calibration
 from edge.bench import Budget, Progress, percentile
-from edge.bench.transport import FRAMES as TRIPS
-from edge.bench.transport import seconds
+from edge.bench.transport import round_trip_ms
 from edge.detect import open_detectors
 from edge.judge import Judge
 from edge.messages import Verdict
@@ -80,7 +80,7 @@ def _round(frames: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="ml-") as folder:
         recipe = write_recipe(Path(folder), rate_hz=RATE_HZ, parts=frames)
         inline = _inline(recipe, frames // 2)
-        trip_ms = seconds("trip") / TRIPS * 1e3
+        trip_ms = round_trip_ms(1 / RATE_HZ)
         verdicts = run_line(recipe, frames / RATE_HZ + 60)
     answered = [v for v in verdicts if v.decision is not Decision.UNINSPECTED]
     latencies = [(v.decided_ns - v.trigger_ns) / 1e6 for v in answered[5:]]  # the first ones warm the caches

@@ -7,12 +7,14 @@ out of the socket.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,7 @@ from numpy.typing import NDArray
 from edge.bench import Budget, Progress
 from edge.slab import ArraySpec, Slab, SlotLayout
 
-__all__ = ["BUDGETS", "FRAMES", "run", "seconds"]
+__all__ = ["BUDGETS", "round_trip_ms", "run"]
 
 BUDGETS = {"transport.ratio_vs_pyzmq_copy": Budget(at_least=4)}
 
@@ -38,9 +40,9 @@ def run(progress: Progress = lambda _: None) -> dict[str, float]:
     slab_s, copy_s, trip_us = [], [], []
     for i in range(ROUNDS):
         progress(f"round {i + 1} of {ROUNDS}")
-        slab_s.append(seconds("slab"))
-        copy_s.append(seconds("copy"))
-        trip_us.append(seconds("trip") / FRAMES * 1e6)
+        slab_s.append(_seconds("slab", _produce_slab))
+        copy_s.append(_seconds("copy", _produce_copy))
+        trip_us.append(round_trip_ms() * 1e3)
     gigabytes = FRAMES * FRAME[0] * FRAME[1] / 1e9
     return {
         "transport.gb_per_s": gigabytes / statistics.median(slab_s),
@@ -50,9 +52,36 @@ def run(progress: Progress = lambda _: None) -> dict[str, float]:
     }
 
 
-def seconds(way: str) -> float:
-    """Seconds for FRAMES frames one way ("slab", "copy"), or for as many descriptors there and back ("trip"), with a
-    consumer process of its own."""
+def round_trip_ms(pause_s: float = 0.0) -> float:
+    """Median of the time that a descriptor needs to another process and back, `pause_s` after the last one.
+
+    Without a pause both processes stay awake and their caches warm, which those of a line between two parts do not.
+    """
+    times = []
+    with _consumer("trip") as (_, out, back):
+        for _i in range(FRAMES):
+            time.sleep(pause_s)
+            start = time.perf_counter()
+            out.send(b"x" * 200)  # about the size of a descriptor
+            back.recv()
+            times.append((time.perf_counter() - start) * 1e3)
+        back.recv()
+    return statistics.median(times)
+
+
+def _seconds(way: str, produce: Callable[[Slab, Frame, zmq.Socket[bytes]], None]) -> float:
+    """Seconds for FRAMES frames to a consumer process."""
+    frame = np.random.default_rng(0).integers(0, 256, FRAME, np.uint8)
+    with _consumer(way) as (slab, out, back):
+        start = time.perf_counter()
+        produce(slab, frame, out)
+        back.recv()  # it has read the last one
+        return time.perf_counter() - start
+
+
+@contextlib.contextmanager
+def _consumer(way: str) -> Iterator[tuple[Slab, zmq.Socket[bytes], zmq.Socket[bytes]]]:
+    """A consumer process that is ready, the slab that it shares, the sockets to it and back."""
     slab = Slab.create(LAYOUT)
     context = zmq.Context()
     with tempfile.TemporaryDirectory(prefix="ml-") as folder:
@@ -64,19 +93,15 @@ def seconds(way: str) -> float:
         consumer = subprocess.Popen(command, pass_fds=[slab.fd])
         try:
             back.recv()  # it is there
-            frame = np.random.default_rng(0).integers(0, 256, FRAME, np.uint8)
-            start = time.perf_counter()
-            _PRODUCERS[way](slab, frame, out, back)
-            back.recv()  # it has read the last one
-            return time.perf_counter() - start
+            yield slab, out, back
         finally:
             context.destroy(linger=0)
             consumer.wait(10)
             slab.close()
 
 
-def _produce_slab(slab: Slab, frame: Frame, out: zmq.Socket[bytes], _: zmq.Socket[bytes]) -> None:
-    for _i in range(FRAMES):
+def _produce_slab(slab: Slab, frame: Frame, out: zmq.Socket[bytes]) -> None:
+    for _ in range(FRAMES):
         while (taken := slab.acquire("bench", PRODUCER)) is None:
             os.sched_yield()
         np.copyto(slab.arrays(taken[0])["frame"], frame)
@@ -84,19 +109,9 @@ def _produce_slab(slab: Slab, frame: Frame, out: zmq.Socket[bytes], _: zmq.Socke
         out.send(b"%d" % taken[0])
 
 
-def _produce_copy(_: Slab, frame: Frame, out: zmq.Socket[bytes], __: zmq.Socket[bytes]) -> None:
+def _produce_copy(_: Slab, frame: Frame, out: zmq.Socket[bytes]) -> None:
     for _i in range(FRAMES):
         out.send(frame.data)  # copies by default
-
-
-def _produce_trip(_: Slab, __: Frame, out: zmq.Socket[bytes], back: zmq.Socket[bytes]) -> None:
-    for i in range(FRAMES):
-        out.send(b"x" * 200)  # about the size of a descriptor
-        if i < FRAMES - 1:
-            back.recv()
-
-
-_PRODUCERS = {"slab": _produce_slab, "copy": _produce_copy, "trip": _produce_trip}
 
 
 def _consume(way: str, folder: Path, fd: int) -> None:
@@ -108,11 +123,10 @@ def _consume(way: str, folder: Path, fd: int) -> None:
     back.connect(f"ipc://{folder}/back")
     back.send(b"here")
     seen = 0
-    for i in range(FRAMES):
+    for _ in range(FRAMES):
         data = receive.recv()
         if way == "trip":
-            if i < FRAMES - 1:
-                back.send(data)
+            back.send(data)
             continue
         frame = slab.arrays(int(data))["frame"] if way == "slab" else np.frombuffer(data, np.uint8).reshape(FRAME)
         seen += int(frame.ravel()[::4096].sum())

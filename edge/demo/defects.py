@@ -9,7 +9,7 @@ full scale. A pixel shows when it changed by more than VISIBLE; these, with smal
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ Painter = Callable[[Luma, float], AnyLuma]
 
 VISIBLE = 0.04
 MIN_SIZE_PX = 6.0
-CONTRASTS = (0.10, 0.25)
+CONTRASTS = (0.10, 0.60)
 """Contrast that `paint_any` draws from."""
 
 SIZES_PX = {
@@ -54,9 +54,14 @@ class Defect:
     mask: NDArray[np.bool_]  # [H, W]
 
 
-def paint_any(luma: Luma, rng: np.random.Generator, contrast: tuple[float, float] = CONTRASTS) -> tuple[Luma, Defect]:
-    """Paint one defect of a random kind, size, place and contrast; see `paint`."""
-    kind = KINDS[int(rng.integers(len(KINDS)))]
+def paint_any(
+    luma: Luma,
+    rng: np.random.Generator,
+    contrast: tuple[float, float] = CONTRASTS,
+    kinds: Sequence[str] = KINDS,
+) -> tuple[Luma, Defect]:
+    """Paint one defect of a random kind out of `kinds`, of random size, place and contrast; see `paint`."""
+    kind = kinds[int(rng.integers(len(kinds)))]
     smallest, largest = SIZES_PX[kind]
     largest = max(smallest, min(largest, 0.6 * min(luma.shape)))
     size_px = float(np.exp(rng.uniform(np.log(smallest), np.log(largest))))

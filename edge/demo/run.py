@@ -31,6 +31,9 @@ from edge.verdict import Decision
 __all__ = ["Size", "run_demo", "size_for"]
 
 TEXTURES = {"brick": "brick", "gravel": "gravel"}
+SCALE = {"brick": 2.0, "gravel": 4.0}
+"""How near the cameras are: a block of 28 pixels can be repainted only where it is smaller than what the texture is of."""
+
 SEED = 11
 DEFECT_SHARE = 0.3
 ENGINE_BUDGET_S = 100.0
@@ -80,10 +83,11 @@ def run_demo(out: Path, console: Console, parts: int | None = None) -> Path:
         f"This machine repaints a part of both stations in {size.part_ms:.0f} ms, so the demonstration has "
         f"{size.good} good parts to calibrate from and {size.test} to judge, per station{fewer}."
     )
-    simulate(out / "good.mcap", TEXTURES, parts=size.good, seed=SEED, half="left", rate_hz=size.rate_hz)
+    simulate(out / "good.mcap", TEXTURES, scale=SCALE, parts=size.good, seed=SEED, half="left")
     stream = simulate(
         out / "test.mcap",
         TEXTURES,
+        scale=SCALE,
         parts=size.test,
         seed=SEED + 1,
         half="right",

@@ -48,7 +48,7 @@ def simulate(
     seed: int = 0,
     half: str = "right",
     frame: Frame = DEFAULT_FRAME,
-    scale: float = 1.0,
+    scale: float | Mapping[str, float] = 1.0,
     defect_share: float = 0.2,
     contrast: tuple[float, float] = CONTRASTS,
     rate_hz: float = 5.0,
@@ -56,15 +56,17 @@ def simulate(
     """Write a recording of `parts` parts for each station of `textures` (station name to photograph).
 
     `half = "left"` is for calibration: its parts are all good, whatever `defect_share` says. `half = "right"` (or
-    "whole") is for tests. The same arguments give the same bytes. The file appears whole or not at all.
+    "whole") is for tests. `scale`: frame pixels per pixel of the photograph, of all stations or of each. The same arguments give the same bytes. The file appears whole or not at all.
 
     Raises SourceError for an unknown photograph or half, or a file that cannot be written.
     """
     if not 1 <= parts <= MAX_NUMBER:
         raise SourceError(f"parts = {parts}; a recording has 1 to {MAX_NUMBER}")
     share = 0.0 if half == "left" else defect_share
+    scales = scale if isinstance(scale, Mapping) else dict.fromkeys(textures, scale)
     webs = {
-        name: web_of(name, texture, seed, half, frame, scale, share, contrast) for name, texture in textures.items()
+        name: web_of(name, texture, seed, half, frame, scales[name], share, contrast)
+        for name, texture in textures.items()
     }
     if not webs:
         raise SourceError("no station to simulate; name at least one, with its photograph")
@@ -74,7 +76,7 @@ def simulate(
         "seed": str(seed),
         "licence": _LICENCE,
         "half": half,
-        "scale": str(scale),
+        "scale": ", ".join(f"{name}: {web.scale:g}" for name, web in webs.items()),
         "defect_share": str(share),
         "rate_hz": str(rate_hz),
         "textures": ", ".join(f"{name}: {web.texture}" for name, web in webs.items()),

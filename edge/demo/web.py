@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.demo.defects import CONTRASTS, Defect, paint_any
+from edge.demo.defects import CONTRASTS, KINDS, Defect, paint_any
 from edge.errors import SourceError
 from edge.settings import Frame
 from edge.sources import Image
@@ -23,6 +23,7 @@ __all__ = ["HALVES", "Web", "WebShot", "load_photo", "photo_names"]
 
 HALVES = ("whole", "left", "right")
 
+_LAID = ("brick",)  # textures laid of pieces, of which one can be missing
 _ADVANCE = 0.618  # of the frame's height, from part to part: windows overlap and never repeat
 _TILT_DEG = 0.6
 _GAIN_DRIFT = 0.03
@@ -80,7 +81,8 @@ class Web:
         luma = self._lit(self._window(number, rng), number, rng)
         defect = None
         if self.is_bad(number):
-            luma, defect = paint_any(luma, np.random.default_rng(mix(self.seed, number, 2)), self.contrast)
+            kinds = KINDS if self.texture in _LAID else [k for k in KINDS if k != "missing_brick"]
+            luma, defect = paint_any(luma, np.random.default_rng(mix(self.seed, number, 2)), self.contrast, kinds)
         noisy = luma + _SENSOR_NOISE * rng.standard_normal(luma.shape, np.float32)
         full_scale = (1 << self.frame.bit_depth) - 1
         grey = np.clip(np.rint(noisy * full_scale), 0, full_scale).astype(self.frame.dtype)
