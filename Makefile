@@ -18,7 +18,7 @@ MASKLINE ?= /opt/maskline/bin/maskline
 
 DIST ?= dist
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
 
 .PHONY: help demo test lint types wheel install-service clean distclean
 
