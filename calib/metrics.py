@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from calib.thresholds import rate_interval
+from calib.thresholds import percent, rate_interval
 
 __all__ = ["Confusion", "PixelMetrics", "Rate", "confusion", "image_auroc"]
 
@@ -102,7 +102,7 @@ class Rate:
         if not self.trials:
             return "none seen"
         low, high = self.interval
-        return f"{self.events} of {self.trials} ({100 * low:.2g} to {100 * high:.2g} %)"
+        return f"{self.events} of {self.trials} ({percent(low)} to {percent(high)})"
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from calib.charts import strip_chart
 from calib.metrics import Confusion
 from calib.pictures import Panels, colour_bar, map_scales, view_panels
 from calib.report_data import ReportPart, ReportRun, ReportStation, ReportView, Summary, Truth, summarise
+from calib.thresholds import percent
 from edge.errors import ResourceError
 from edge.verdict import Decision
 
@@ -192,7 +193,7 @@ def _caution(judged: Confusion) -> str:
     """What these parts do not show, in one sentence."""
     rates = [("the escape rate", judged.escape_rate), ("the false-reject rate", judged.false_reject_rate)]
     ranges = [
-        f"{name} could be anything from {100 * rate.interval[0]:.2g} to {100 * rate.interval[1]:.2g} %"
+        f"{name} could be anything from {percent(rate.interval[0])} to {percent(rate.interval[1])}"
         for name, rate in rates
         if rate.trials
     ]
@@ -227,6 +228,8 @@ def render_report(run: ReportRun, limits: Limits | None = None) -> str:
         loader=PackageLoader("calib"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["figures"] = lambda value: "-" if value is None else f"{value:.3g}"
+    environment.filters["unbroken"] = lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%")
+    environment.filters["words"] = lambda name: name.replace("_", " ")
     environment.filters["ms"] = lambda value: "-" if value is None else f"{value:,.0f} ms"
     stations = {s.name: s for s in run.stations}
     groups, scales = _cards(run, limits or Limits())

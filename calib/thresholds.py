@@ -23,6 +23,7 @@ __all__ = [
     "fit_threshold",
     "near_threshold",
     "parts_needed",
+    "percent",
     "rate_interval",
     "rate_upper_bound",
 ]
@@ -104,13 +105,13 @@ class Threshold:
         """What may be said to the people who rely on it."""
         seen = f"{self.rejected} of {self.parts} held-out good parts are above the threshold"
         bound = (
-            f"the false-reject rate is at most {_percent(self.upper_bound)} with {100 * self.confidence:g} % confidence"
+            f"the false-reject rate is at most {percent(self.upper_bound)} with {100 * self.confidence:g} % confidence"
         )
         if self.promised:
-            return f"{seen}; {bound}, as asked ({_percent(self.target_rate)})."
+            return f"{seen}; {bound}, as asked ({percent(self.target_rate)})."
         needed = parts_needed(self.target_rate, self.confidence)
         text = (
-            f"{seen}; {bound}. {_percent(self.target_rate)} was asked, and {self.parts} parts cannot promise it:"
+            f"{seen}; {bound}. {percent(self.target_rate)} was asked, and {self.parts} parts cannot promise it:"
             f" that takes {needed} good parts without a reject."
         )
         if self.extrapolated:
@@ -118,8 +119,9 @@ class Threshold:
         return text
 
 
-def _percent(rate: float) -> str:
-    return f"{100 * rate:.2g} %"
+def percent(rate: float) -> str:
+    """A rate 0..1 in per cent, to two figures: "9.5 %", "22 %", "100 %"."""
+    return f"{100 * rate:.0f} %" if rate >= 0.0995 else f"{100 * rate:.2g} %"
 
 
 def fit_threshold(scores: Sequence[float] | NDArray[np.float64], target_rate: float, confidence: float) -> Threshold:

@@ -75,7 +75,7 @@ def test_rates_by_hand() -> None:
     assert counted.true_positive_rate.value == pytest.approx(2 / 3)
     assert counted.escape_rate.value == pytest.approx(1 / 3)
     assert counted.true_negative_rate.value == counted.false_reject_rate.value == 0.5
-    assert str(me.Rate(0, 30)) == "0 of 30 (0 to 12 %)"
+    assert str(me.Rate(0, 30)) == "0 of 30 (0 % to 12 %)"
     assert str(me.Rate(0, 0)) == "none seen"
     assert math.isnan(me.Rate(0, 0).value)
     with pytest.raises(ValueError, match="answers"):

@@ -121,7 +121,7 @@ def test_it_says_what_happened(mixed: ReportRun) -> None:
     for words in (
         "1 found, 1 missed, 1 falsely rejected",
         "a demonstration and no rate",
-        "the escape rate could be anything from 1.3 to 99 %",
+        "the escape rate could be anything from 1.3 % to 99 %",
         "little is promised",
         "simulated",
         "deadline",
