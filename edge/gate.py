@@ -27,6 +27,10 @@ from edge.worker import IDLE_MS, Worker
 __all__ = ["Gate", "run"]
 
 RETRY_S = 0.05
+MAX_OPEN = 10_000
+"""With so many open parts a gate that may not publish receives no more: the rest waits in the senders' queues."""
+PATIENCE_NS = 1_000_000_000
+"""How long after the end of its source a trigger may be on its way."""
 
 
 @dataclass
@@ -52,27 +56,41 @@ class Gate:
         self.journal_full = False
         self.counters: Counter[str] = Counter()
         self.next_beat_ns = 0
+        self._untold_since: dict[tuple[str, int], int] = {}
         self.publisher = self._bind()
         self.ledger = Ledger(self.recipe, journal.next_numbers(self.run), self._answered)
         self._close_what_was_left()
 
     def turn(self) -> None:
         """Receive, decide, write, publish; returns within IDLE_MS when nothing happens."""
-        turn = Turn()
-        for message in self.worker.receive(self._patience_ms(), Trigger, ViewResult, SourceEnded):
-            self._take(message, turn)
-        if not self._lags():
+        turn, lags = Turn(), self._lags()
+        if lags and self.ledger.open_parts >= MAX_OPEN:
+            time.sleep(RETRY_S)
+        else:
+            for message in self.worker.receive(self._patience_ms(), Trigger, ViewResult, SourceEnded):
+                self._take(message, turn)
+            turn.triggers += self._lost(time.monotonic_ns())
+        if not lags:
             turn.answers = self.ledger.due(time.monotonic_ns())
         self.settle(turn)
+
+    def finish(self) -> None:
+        """Answer what is open, unless nothing may be published: the line ends."""
+        self.turn()
+        if self._lags():
+            return
+        lost = [t for s, n in self._untold().items() for t in self.ledger.ended(SourceEnded(s, n), time.monotonic_ns())]
+        self.settle(Turn(triggers=lost, answers=self.ledger.close_all(Reason.STOPPING)))
 
     def settle(self, turn: Turn, run: int | None = None) -> None:
         """Write a turn, however long that takes, then publish its verdicts. `run`: of an earlier start of the line."""
         run = self.run if run is None else run
+        self._report_open(len(turn.answers))
         if turn.triggers or turn.late or turn.answers:
             for verdict, payload in self._write(turn, run):
                 self.publisher.send_multipart([topic(VERDICT, verdict.line, verdict.lane), payload])
                 self.counters[verdict.decision.value.lower()] += 1
-        self.worker.report_open(self.ledger.open_parts)
+        self._report_open(0)
         self.heartbeat()
 
     def heartbeat(self) -> None:
@@ -101,6 +119,24 @@ class Gate:
         )
         self.publisher.send_multipart([topic(HEALTH, self.recipe.line), encode(beat)])
 
+    def _report_open(self, unpublished: int) -> None:
+        on_their_way = sum(n - self.ledger.next_number(s) for s, n in self._untold().items())
+        self.worker.report_open(self.ledger.open_parts + unpublished + on_their_way)
+
+    def _untold(self) -> dict[str, int]:
+        """The stations that have numbered more triggers than arrived, and how many they numbered."""
+        numbered = {s.name: self.worker.numbered(s.name) for s in self.recipe.stations}
+        return {s: n for s, n in numbered.items() if n > self.ledger.next_number(s)}
+
+    def _lost(self, now_ns: int) -> list[Trigger]:
+        """The last triggers of sources that have ended, where they died in the queue of an earlier gate and no later
+        trigger will show the gap."""
+        untold = self._untold()
+        self._untold_since = {key: self._untold_since.get(key, now_ns) for key in untold.items()}
+        late = [s for (s, _), since in self._untold_since.items() if now_ns - since > PATIENCE_NS]
+        ended = [SourceEnded(s, untold[s]) for s in late if self.worker.source_ended(s)]
+        return [trigger for end in ended for trigger in self.ledger.ended(end, now_ns)]
+
     def _patience_ms(self) -> int:
         """How long the loop may wait for messages: until the next deadline or heartbeat."""
         closing_ns = self.ledger.next_closing_ns()
@@ -125,14 +161,15 @@ class Gate:
     def _write(self, turn: Turn, run: int) -> list[tuple[Verdict, bytes]]:
         """Write until it is written: until then nothing is published, nothing received, and the heartbeat says why.
 
-        Verdicts are made anew for each try, so that one whose deadline passes meanwhile is no PASS any more.
+        Verdicts are made anew for each try, so that one whose deadline passes meanwhile is no PASS any more. So is one
+        whose deadline passed while it was written: nobody has seen it yet.
         """
-        rows = self._trigger_rows(turn, run)
+        rows, late = self._trigger_rows(turn, run), turn.late
         while True:
             verdicts, withdrawn = self._verdicts(turn.answers, run)
             encoded = [(v, encode(v)) for v in verdicts]
             try:
-                self.journal.write(partial(_insert, run, rows, turn.late + withdrawn, encoded))
+                self.journal.write(partial(_insert, run, rows, late + withdrawn, encoded, self.seq))
             except JournalFullError as error:
                 if not self.journal_full:
                     self.worker.log.error("journal_full", error=str(error))
@@ -141,7 +178,10 @@ class Gate:
                 self.heartbeat()
                 time.sleep(RETRY_S)
                 continue
-            self.journal_full = False
+            self.journal_full, rows, late = False, [], []
+            now_ns = time.monotonic_ns()
+            if any(v.decision is Decision.PASS and now_ns > v.deadline_ns for v in verdicts):
+                continue
             for verdict in verdicts:
                 self.seq, self.topic_seq[verdict.lane] = verdict.seq, verdict.topic_seq
             return encoded
@@ -155,7 +195,9 @@ class Gate:
             late = answer.reason is Reason.RESTART or now_ns > answer.deadline_ns
             said, withdrawn = withdraw(answer) if late else (answer, [])
             late_results += withdrawn
-            topic_seq[said.lane] = topic_seq.get(said.lane, 0) + 1
+            if said.lane not in topic_seq:  # of an earlier recipe
+                topic_seq[said.lane] = self.journal.last_topic_seq(said.lane)
+            topic_seq[said.lane] += 1
             verdicts.append(
                 Verdict(
                     line=self.recipe.line,
@@ -191,6 +233,7 @@ class Gate:
 
     def _bind(self) -> zmq.Socket[bytes]:
         publisher = self.worker.zmq.socket(zmq.PUB)
+        publisher.ipv6 = True
         for endpoint in (self.worker.verdict_endpoint, *self.recipe.outputs.publish):
             try:
                 publisher.bind(endpoint)
@@ -247,9 +290,11 @@ def _insert(
     triggers: list[tuple[object, ...]],
     late: list[ViewResult],
     verdicts: list[tuple[Verdict, bytes]],
+    published: int,
     db: sqlite3.Connection,
 ) -> None:
-    """Write one turn's rows, in the caller's transaction."""
+    """Write one turn's rows, in the caller's transaction, in place of any verdict that was not published."""
+    db.execute("DELETE FROM verdicts WHERE seq > ?", (published,))
     db.executemany("INSERT INTO triggers VALUES (?,?,?,?,?,?,?)", triggers)
     now_ns = time.monotonic_ns()
     db.executemany(
@@ -282,6 +327,6 @@ def run(worker: Worker) -> None:
         while not worker.stopping:
             worker.beat()
             gate.turn()
-        gate.settle(Turn(answers=gate.ledger.close_all(Reason.STOPPING)))
+        gate.finish()
     finally:
         journal.close()

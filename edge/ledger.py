@@ -19,8 +19,8 @@ __all__ = ["MARGIN_NS", "MAX_GAP", "Answer", "Ledger", "Part", "view_of", "withd
 MARGIN_NS = 5_000_000
 """The gate answers this long before the deadline, so that the answer is out on time."""
 
-MAX_GAP = 100_000
-"""A larger jump of the trigger numbers is a broken counter, not so many missed parts."""
+MAX_GAP = 10_000
+"""A larger jump of the trigger numbers is a broken counter, not so many missed parts: they are answered in one turn."""
 
 
 @dataclass
@@ -79,6 +79,10 @@ class Ledger:
     @property
     def open_parts(self) -> int:
         return len(self._open)
+
+    def next_number(self, station: str) -> int:
+        """The first trigger number of a station that was not seen yet."""
+        return self._next[station]
 
     def lane_of(self, station: str) -> str:
         return self._lane_of[station]

@@ -27,7 +27,7 @@ from edge.logs import configure_logs
 from edge.messages import MAX_MESSAGE_BYTES, FrameRef, Message, ProtocolError, decode, encode
 from edge.paths import calibration_path
 from edge.plan import LinePlan, plan_line
-from edge.processes import Process
+from edge.processes import Process, capture
 from edge.settings import Recipe
 from edge.slab import Orphans, Slab, State
 
@@ -89,7 +89,7 @@ class Worker:
         self._row[counter] = int(self._row[counter]) + by
 
     def report_open(self, parts: int) -> None:
-        """Gate: how many parts wait for their answer."""
+        """Gate: how many parts wait for their answer, triggers on their way included."""
         self._row["open"] = parts
 
     @property
@@ -101,6 +101,14 @@ class Worker:
     def line_stopping(self) -> bool:
         """Whether the supervisor is draining the line."""
         return bool(self.slab.head["stopping"])
+
+    def numbered(self, station: str) -> int:
+        """How many triggers the capture process of a station has numbered, and whether they arrived or not."""
+        return int(self.slab.head["next_trigger"][self.index_of(capture(station))])
+
+    def source_ended(self, station: str) -> bool:
+        """Whether the source of a station has said that it has no more parts."""
+        return int(self.slab.row(self.index_of(capture(station)))["state"]) == State.DONE
 
     def processes_not_running(self) -> list[str]:
         """The processes of the table that are starting or restarting."""

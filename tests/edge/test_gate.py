@@ -1,0 +1,331 @@
+"""The gate: journal first, then the world; on time, whatever happens."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from gate_helpers import HandGate, good, hand_gate, recipe
+
+import edge.gate
+import edge.journal
+from edge.errors import LineBusyError
+from edge.gate import Gate
+from edge.journal import Journal, JournalFullError, open_for_reading
+from edge.ledger import MAX_GAP
+from edge.messages import Heartbeat, SourceEnded, Trigger
+from edge.paths import journal_path
+from edge.testing import journal_verdicts
+from edge.verdict import Decision, GateState, Reason
+
+
+def trigger(number: int, station: str = "s0", age_ms: int = 0) -> Trigger:
+    return Trigger(station, number, time.monotonic_ns() - age_ms * 1_000_000)
+
+
+def test_a_verdict_is_in_the_journal_before_it_is_published(
+    runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with hand_gate(recipe(), runtime_dir, tmp_path / "state") as line:
+        seen_at_publish: list[int] = []
+        publish = line.gate.publisher.send_multipart
+
+        def spy(parts: list[bytes]) -> object:
+            if parts[0].startswith(b"verdict."):
+                seen_at_publish.append(len(journal_verdicts(line.state_dir)))
+            return publish(parts)
+
+        monkeypatch.setattr(line.gate.publisher, "send_multipart", spy)
+        for number in range(3):
+            line.send(trigger(number), good("s0", number))
+            line.until(lambda: len(line.verdicts) == number + 1)  # noqa: B023 - called at once
+        assert seen_at_publish == [1, 2, 3]
+        assert journal_verdicts(line.state_dir) == line.verdicts
+        assert [v.seq for v in line.verdicts] == [1, 2, 3]
+        assert [v.topic_seq for v in line.verdicts] == [1, 2, 3]
+        assert {v.decision for v in line.verdicts} == {Decision.PASS}
+        assert line.verdicts[0].simulated
+        assert line.open == 0
+
+
+def test_a_trigger_without_an_answer_is_answered_on_time(runtime_dir: Path, tmp_path: Path) -> None:
+    with hand_gate(recipe(deadline_ms=150), runtime_dir, tmp_path / "state") as line:
+        line.send(trigger(0))
+        line.until(lambda: line.verdicts)
+        verdict = line.verdicts[0]
+        assert (verdict.decision, verdict.reason) == (Decision.UNINSPECTED, Reason.DEADLINE)
+        line.send(good("s0", 0))
+        line.until(lambda: late_results(line.state_dir))
+        assert late_results(line.state_dir) == [("s0", 0, "PASS")]
+        assert len(journal_verdicts(line.state_dir)) == 1, "a late score changes no verdict"
+
+
+def late_results(state_dir: Path) -> list[tuple[object, ...]]:
+    with closing(open_for_reading(journal_path(state_dir))) as db:
+        return db.execute("SELECT station, number, decision FROM late_results").fetchall()
+
+
+def test_a_trigger_that_comes_late_is_no_pass(runtime_dir: Path, tmp_path: Path) -> None:
+    with hand_gate(recipe(deadline_ms=200), runtime_dir, tmp_path / "state") as line:
+        line.send(trigger(0, age_ms=1000), good("s0", 0))
+        line.until(lambda: line.verdicts)
+        assert line.verdicts[0].decision is Decision.UNINSPECTED
+        assert line.verdicts[0].late
+
+
+def test_a_pass_whose_deadline_passes_during_its_commit_is_taken_back(
+    runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with hand_gate(recipe(deadline_ms=300), runtime_dir, tmp_path / "state") as line:
+        write = line.journal.write
+        slow = iter([True])
+
+        def stalls(work: Callable[[sqlite3.Connection], object]) -> object:
+            done = write(work)
+            if next(slow, False):
+                time.sleep(0.5)
+            return done
+
+        line.send(trigger(0), good("s0", 0))
+        time.sleep(0.1)  # both are there: one turn takes them
+        monkeypatch.setattr(line.journal, "write", stalls)
+        line.until(lambda: line.verdicts)
+        verdict = line.verdicts[0]
+        assert (verdict.decision, verdict.reason, verdict.late) == (Decision.UNINSPECTED, Reason.DEADLINE, True)
+        assert journal_verdicts(line.state_dir) == [verdict]
+        assert late_results(line.state_dir) == [("s0", 0, "PASS")]
+        with closing(open_for_reading(journal_path(line.state_dir))) as db:
+            assert db.execute("SELECT seq, decision FROM verdicts").fetchall() == [(1, "UNINSPECTED")]
+
+
+def test_a_full_journal_stops_publishing_and_no_pass_survives_its_deadline(
+    runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with hand_gate(recipe(deadline_ms=400), runtime_dir, tmp_path / "state") as line:
+        write, full_until = line.journal.write, time.monotonic() + 0.8
+        published: list[bytes] = []
+        publish = line.gate.publisher.send_multipart
+
+        def full(work: Callable[[sqlite3.Connection], object]) -> object:
+            if time.monotonic() < full_until:
+                assert not any(p.startswith(b"verdict.") for p in published)
+                raise JournalFullError("full")
+            return write(work)
+
+        def spy(parts: list[bytes]) -> object:
+            published.append(parts[0])
+            return publish(parts)
+
+        monkeypatch.setattr(line.journal, "write", full)
+        monkeypatch.setattr(line.gate.publisher, "send_multipart", spy)
+        line.send(trigger(0), good("s0", 0))
+        line.until(lambda: line.verdicts)
+        states = [e for e in line.heard if isinstance(e, Heartbeat)]
+        assert any(b.state is GateState.NOT_READY and "disk is full" in b.trouble[0] for b in states)
+        line.until(lambda: line.last_beat.state is GateState.READY)
+        assert (line.verdicts[0].decision, line.verdicts[0].reason) == (Decision.UNINSPECTED, Reason.DEADLINE)
+        assert journal_verdicts(line.state_dir) == line.verdicts
+        line.send(trigger(1), good("s0", 1))
+        line.until(lambda: len(line.verdicts) == 2)
+        assert line.verdicts[1].decision is Decision.PASS
+
+
+def test_a_disk_that_cannot_be_trusted_stops_the_verdicts(
+    runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = {"reserve_mib": 1, "commit_interval_ms": 10, "max_lag_ms": 100}
+    with hand_gate(recipe(deadline_ms=300, journal=kept), runtime_dir, tmp_path / "state") as line:
+
+        def broken(fd: int) -> None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        monkeypatch.setattr(edge.journal.os, "fdatasync", broken)
+        line.send(trigger(0))
+        line.until(lambda: line.last_beat.state is GateState.NOT_READY)
+        assert "cannot make the journal durable" in line.last_beat.trouble[0]
+        said = len(line.verdicts)
+        line.send(*[m for number in range(1, 9) for m in (trigger(number), good("s0", number))])
+        stop = time.monotonic() + 0.6
+        line.until(lambda: time.monotonic() > stop)
+        assert len(line.verdicts) == said, "nothing goes out"
+        assert line.last_beat.state is GateState.NOT_READY
+        assert line.last_beat.open >= 8
+        line.gate.finish()
+        assert len(line.verdicts) == said, "not at the end either: the next gate answers"
+
+
+def test_a_gate_that_may_not_publish_keeps_only_so_many_open_parts(
+    runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(edge.gate, "MAX_OPEN", 20)
+    with hand_gate(recipe(), runtime_dir, tmp_path / "state") as line:
+        lag_ms = 1e6
+        monkeypatch.setattr(line.journal, "lag_ms", lambda now_ns: lag_ms)
+        for number in range(200):
+            line.send(trigger(number))
+            if number % 10 == 9:
+                line.turn()
+        line.turn(5)
+        assert line.gate.ledger.open_parts < 60
+        lag_ms = 0.0
+        line.send(*[good("s0", number) for number in range(200)])
+        line.until(lambda: len(line.verdicts) == 200)
+        assert {v.decision for v in line.verdicts} == {Decision.PASS}
+
+
+def test_the_heartbeat_says_what_is_wrong(runtime_dir: Path, tmp_path: Path) -> None:
+    with hand_gate(recipe(), runtime_dir, tmp_path / "state") as line:
+        assert line.last_beat.state is GateState.READY
+        assert line.last_beat.safe_state == "reject_all"
+        line.slab.row(line.worker.index_of("detect"))["state"] = 0
+        line.until(lambda: line.last_beat.state is GateState.DEGRADED)
+        assert line.last_beat.trouble == ["detect does not run"]
+        line.journal.has_reserve = False
+        line.slab.head["start_ns"] = 0
+        line.until(lambda: line.last_beat.state is GateState.NOT_READY)
+        line.slab.head["stopping"] = 1
+        line.until(lambda: line.last_beat.state is GateState.STOPPING)
+
+
+def test_a_gate_that_follows_answers_what_was_left(runtime_dir: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    with hand_gate(recipe(), runtime_dir, state) as line:
+        line.send(trigger(0), good("s0", 0), trigger(1), trigger(2))
+        line.until(lambda: line.verdicts and line.gate.ledger.open_parts == 2)
+        epoch, run, slab = line.journal.epoch, line.gate.run, line.slab
+    with hand_gate(recipe(), runtime_dir, state, slab) as line:
+        left = journal_verdicts(state)
+        assert [(v.part, v.reason, v.late) for v in left[1:]] == [(1, Reason.RESTART, True), (2, Reason.RESTART, True)]
+        assert [v.seq for v in left] == [1, 2, 3]
+        assert {(v.epoch, v.run) for v in left} == {(epoch, run)}
+        line.send(good("s0", 1), trigger(2), trigger(3), good("s0", 3))
+        line.until(lambda: line.verdicts)
+        assert [(v.part, v.decision, v.seq) for v in line.verdicts] == [(3, Decision.PASS, 4)]
+        assert len(journal_verdicts(state)) == 4, "neither a late result nor a late trigger opens a part again"
+
+
+def test_what_was_left_by_a_station_that_is_gone_is_answered_too(runtime_dir: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    with hand_gate(recipe(2), runtime_dir, state) as line:
+        line.send(trigger(0, "s1"), good("s1", 0), trigger(1, "s1"))
+        line.until(lambda: line.verdicts and line.gate.ledger.open_parts == 1)
+    with hand_gate(recipe(1), runtime_dir, state):
+        left = journal_verdicts(state)
+        assert [(v.lane, v.part, v.topic_seq, v.reason) for v in left] == [
+            ("s1", 0, 1, None),
+            ("s1", 1, 2, Reason.RESTART),
+        ]
+
+
+def test_a_new_start_of_the_line_counts_its_parts_anew(runtime_dir: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    for _ in range(2):
+        with hand_gate(recipe(), runtime_dir, state) as line:
+            line.send(trigger(0), good("s0", 0))
+            line.until(lambda: line.verdicts)
+    first, second = journal_verdicts(state)
+    assert (first.run, first.part, first.seq) == (1, 0, 1)
+    assert (second.run, second.part, second.seq) == (2, 0, 2)
+
+
+def test_triggers_that_died_with_a_gate_are_missed_parts(
+    runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(edge.gate, "PATIENCE_NS", 200_000_000)
+    with hand_gate(recipe(), runtime_dir, tmp_path / "state") as line:
+        line.number("s0", 3)
+        line.turn(5)
+        assert line.open == 3, "numbered triggers are owed, so that the line does not end without them"
+        time.sleep(0.3)
+        line.turn(5)
+        assert not line.verdicts, "a source that goes on shows the gap by itself"
+        line.number("s0", 3, ended=True)
+        line.until(lambda: len(line.verdicts) == 3)
+        assert {v.reason for v in line.verdicts} == {Reason.MISSED_FRAME}
+        assert line.open == 0
+
+
+def test_a_trigger_on_its_way_is_not_taken_for_lost(runtime_dir: Path, tmp_path: Path) -> None:
+    with hand_gate(recipe(), runtime_dir, tmp_path / "state") as line:
+        line.number("s0", 1, ended=True)
+        line.turn(3)
+        line.send(trigger(0), good("s0", 0), SourceEnded("s0", 1))
+        line.until(lambda: line.verdicts)
+        assert line.verdicts[0].decision is Decision.PASS
+
+
+def test_at_the_end_everything_is_answered(runtime_dir: Path, tmp_path: Path) -> None:
+    with hand_gate(recipe(), runtime_dir, tmp_path / "state") as line:
+        line.number("s0", 4)
+        line.send(trigger(0), trigger(1))
+        line.until(lambda: line.gate.ledger.open_parts == 2)
+        line.send(good("s0", 0), trigger(2))
+        line.gate.finish()
+        answers = {v.part: (v.decision, v.reason) for v in journal_verdicts(line.state_dir)}
+        assert answers == {
+            0: (Decision.PASS, None),
+            1: (Decision.UNINSPECTED, Reason.STOPPING),
+            2: (Decision.UNINSPECTED, Reason.STOPPING),
+            3: (Decision.UNINSPECTED, Reason.MISSED_FRAME),
+        }
+        assert line.open == 0
+
+
+def test_a_gap_as_large_as_allowed_takes_one_turn_and_not_the_gate(runtime_dir: Path, tmp_path: Path) -> None:
+    with hand_gate(recipe(), runtime_dir, tmp_path / "state") as line:
+        line.send(trigger(MAX_GAP))
+        started = time.process_time()
+        line.until(lambda: line.last_beat.seq >= MAX_GAP, timeout_s=60)
+        assert time.process_time() - started < 5.0, "the supervisor kills a gate whose loop does not turn"
+        assert line.gate.counters["uninspected"] == MAX_GAP
+
+
+def test_a_broken_counter_is_no_flood(runtime_dir: Path, tmp_path: Path) -> None:
+    with hand_gate(recipe(), runtime_dir, tmp_path / "state") as line:
+        line.send(trigger((1 << 63) - 1), good("s0", (1 << 63) - 1))
+        line.until(lambda: line.verdicts)
+        assert [v.part for v in line.verdicts] == [(1 << 63) - 1]
+        assert line.gate.ledger.counters["trigger_counter_jumped"] == 1
+
+
+def test_garbage_on_the_socket_is_counted_and_harms_nobody(runtime_dir: Path, tmp_path: Path) -> None:
+    with hand_gate(recipe(), runtime_dir, tmp_path / "state") as line:
+        line.send(trigger(0))
+        line.send_bytes(b"", b"\xc1", b"garbage", b"\x00" * 1000, os.urandom(500), b"\x91" * 5000)
+        line.send_bytes(b"x" * (2 << 20), sender="giant")
+        line.send(good("nobody", 0), Trigger("nobody", 5, 1), SourceEnded("nobody", 7), sender="lost")
+        line.send(good("s0", 0))
+        line.until(lambda: line.verdicts)
+        line.turn(3)
+        assert line.verdicts[0].decision is Decision.PASS
+        assert int(line.slab.row(line.worker.process.index)["failed"]) == 6
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_a_port_in_use_is_said(runtime_dir: Path, tmp_path: Path, host: str) -> None:
+    endpoint = f"tcp://{host}:{free_port()}"
+    first = recipe(outputs={"publish": [endpoint]})
+    with hand_gate(first, runtime_dir, tmp_path / "state") as line:
+        with pytest.raises(LineBusyError, match=r"cannot publish on tcp://.*Address already in use") as raised:
+            Gate(line.worker, other_journal(tmp_path, line))
+        assert raised.value.exit_code == 75
+
+
+def other_journal(tmp_path: Path, line: HandGate) -> Journal:
+    line.journal.close()
+    line.journal = Journal(tmp_path / "other.sqlite", commit_interval_ms=10, reserve_mib=1)
+    return line.journal
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
