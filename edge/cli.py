@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from edge import __version__
 from edge.bench import Budget
 from edge.errors import MasklineError
 
@@ -20,7 +21,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help=__doc__.split(":")[0] if __doc__ else "",
+    help="Watches a camera inspection line and answers for every part, in time: PASS, REJECT or UNINSPECTED.",
 )
 
 RecipeArgument = Annotated[
@@ -29,6 +30,20 @@ RecipeArgument = Annotated[
 StateDir = Annotated[
     Path | None, typer.Option(help="Journal, calibration and pictures; default ~/.local/state/maskline/LINE.")
 ]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"maskline {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None: ...
 
 
 @app.command()
@@ -122,9 +137,8 @@ def calibrate(
     state_dir: StateDir = None,
 ) -> None:
     """Compute the line's thresholds from good parts, and say what they can promise."""
-    from calib.run import calibrate as compute
-
     from calib.calibration import save_calibration
+    from calib.run import calibrate as compute
     from edge.paths import calibration_path, make_private
     from edge.settings import load_recipe
 
@@ -132,6 +146,24 @@ def calibrate(
     path = calibration_path(make_private(_state(resolved.line, state_dir)))
     save_calibration(compute(resolved, good, console=Console(soft_wrap=True)), path)
     Console(soft_wrap=True).print(f"Calibration: {path}")
+
+
+@app.command()
+def fit(
+    good: Annotated[Path, typer.Option(help="A folder of images of good parts.")],
+    out: Annotated[Path, typer.Option(help="The bundle to write; an interrupted run goes on where it stopped.")],
+    bundle: Annotated[str, typer.Option(help="The bundle to begin with: one that ships, or a path.")] = "texture-s",
+    steps: Annotated[int, typer.Option(min=1, help="More steps repaint better; 600 take minutes.")] = 600,
+) -> None:
+    """Fine-tune a bundle on images of good parts (extra `train`); leaves the loss curve and samples as pictures."""
+    try:
+        from engines.fit import Fitting
+        from engines.fit import fit as fine_tune
+    except ImportError as error:
+        raise MasklineError(f"fit needs {error.name}: pip install 'maskline[train]'") from error
+
+    made = fine_tune(good, bundle, out, Fitting(steps=steps))
+    Console(soft_wrap=True).print(f"Bundle: {made.path} ({made.sha256[:12]}); it needs a calibration of its own")
 
 
 @app.command()

@@ -290,7 +290,7 @@ def load_recipe(path_or_name: str | Path) -> Recipe:
     and what is allowed.
     """
     path = Path(path_or_name)
-    if not path.exists() and (shipped := shipped_recipe(str(path_or_name))):
+    if not path.is_file() and (shipped := shipped_recipe(str(path_or_name))):
         path = shipped
     try:
         if path.stat().st_size > MAX_RECIPE_BYTES:
