@@ -82,19 +82,25 @@ def _aligned_planes(count: int, height: int, width: int) -> list[Map]:
     return [block[start : start + height * width].reshape(height, width) for start in starts]
 
 
+def _offset(plane: NDArray[Any]) -> float:
+    """The middle between darkest and brightest pixel: what is left after taking it off is as small as can be."""
+    low, high, _, _ = cv2.minMaxLoc(plane)
+    return (low + high) / 2
+
+
 class _Ssim:
     """SSIM of one plane [h, w] at a time, in buffers made once.
 
-    Works on the sum s = a + b - 2c and the difference d = a - b, which needs four box filters instead of five:
+    Works on the sum s = a + b - 2c and the difference d = a - b, which needs four local means instead of five:
     with S, D their local means and Vs, Vd their local variances, 2 ua ub = (S^2 - D^2) / 2, ua^2 + ub^2 =
-    (S^2 + D^2) / 2, and the same for covariance and variances. The offset c, near the mean of a, goes off first:
+    (S^2 + D^2) / 2, and the same for covariance and variances. The offset c, the middle of a's values, goes off first:
     E[x^2] - E[x]^2 in float32 is useless on bright flat pictures without it.
     """
 
     def __init__(self, height: int, width: int, window: int) -> None:
         if window % 2 == 0 or not 3 <= window <= min(height, width):
             raise ValueError(f"SSIM window is {window} px, expected an odd number from 3 to {min(height, width)}")
-        self._window = (window, window)
+        self._kernel = np.full(window, 1 / window, np.float32)
         n = window * window
         self._k1 = np.float32(2 * _C1)
         self._k2 = np.float32(2 * _C2 * (n - 1) / n)  # the sample covariance's n / (n - 1), moved to the constant
@@ -102,8 +108,8 @@ class _Ssim:
         self.sum, self.difference, self._square, self._ms, self._md, self._vs, self._vd = planes
 
     def _mean(self, plane: Map, out: Map) -> None:
-        # cv2 adds up float32 in float64 and rounds once, so the result does not depend on the order of the sums.
-        cv2.boxFilter(plane, cv2.CV_32F, self._window, dst=out, borderType=cv2.BORDER_REFLECT)
+        # A third faster than cv2.boxFilter, which adds up in float64; the offset keeps float32 exact enough.
+        cv2.sepFilter2D(plane, cv2.CV_32F, self._kernel, self._kernel, dst=out, borderType=cv2.BORDER_REFLECT)
 
     def fill(self, offset: float, out: Map) -> None:
         """SSIM into `out` from `sum` (less twice `offset`) and `difference`, which are left as they are."""
@@ -138,7 +144,7 @@ def ssim_map(a: NDArray[Any], b: NDArray[Any], window: int) -> Map:
     total, plane = np.zeros(a.shape[:2], np.float32), np.empty(a.shape[:2], np.float32)
     for channel in range(planes_a.shape[2]):
         x, y = planes_a[..., channel], planes_b[..., channel]
-        offset = float(x.mean(dtype=np.float64))
+        offset = _offset(np.ascontiguousarray(x))
         np.subtract(x, np.float32(offset), out=ssim.sum, casting="same_kind")
         ssim.sum += y - np.float32(offset)
         np.subtract(x, y, out=ssim.difference, casting="same_kind")
@@ -207,7 +213,7 @@ class ErrorMapper:
         for channel in range(channels):
             np.copyto(plane, tile[..., channel])
             plane *= np.float32(1 / 255)
-            offset = float(cv2.sumElems(plane)[0]) / plane.size
+            offset = _offset(plane)
             np.subtract(plane, reconstruction[..., channel], out=ssim.difference)
             np.add(plane, reconstruction[..., channel], out=ssim.sum)
             ssim.sum -= np.float32(2 * offset)

@@ -42,8 +42,11 @@ def pictures(kind: str, channels: int) -> tuple[np.ndarray, np.ndarray]:
     elif kind == "constant":
         tile = np.full(shape, 250, np.uint8)
     else:
-        tile = np.full(shape, 3, np.uint8)
+        tile = np.full(shape, 0, np.uint8)
         tile[:, 30:] = 252
+        if kind == "black with a bright border":
+            tile[:, 6:] = 0
+            tile[:, :6] = 252
         tile += rng.integers(0, 3, shape, np.uint8)
     noise = rng.normal(0, 0.01 if "flat" in kind else 0.1, shape)
     return tile, np.clip(tile / 255 + noise, 0, 1).astype(np.float32)
@@ -55,7 +58,7 @@ def oracle_ssim(tile: np.ndarray, reconstruction: np.ndarray, window: int) -> np
     return np.asarray(full.mean(axis=2))
 
 
-KINDS = ["noise", "flat bright", "flat dark", "constant", "half black half white"]
+KINDS = ["noise", "flat bright", "flat dark", "constant", "half black half white", "black with a bright border"]
 
 
 @pytest.mark.parametrize("window", [7, 9, 11])
