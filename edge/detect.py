@@ -88,13 +88,14 @@ def run(worker: Worker) -> None:
     worker.beat()
     detectors = open_detectors(worker.plan)
     calibration = worker.calibration()
-    failures = 0
+    failures, warned = 0, False
     worker.ready()
     for frame in worker.frames():
         reason, witness = frame.reason, None
         if reason is None:
             arrays = worker.slab.arrays(frame.slot)
             limits = calibration.stations.get(frame.station) if calibration else None
+            began = time.monotonic()
             try:
                 witness = detectors[frame.station].infer(arrays["tiles"], arrays["reconstruction"], limits)
                 failures = 0
@@ -102,6 +103,10 @@ def run(worker: Worker) -> None:
                 worker.log.exception("engine_error", station=frame.station, number=frame.number)
                 worker.count("failed")
                 reason, failures = Reason.ENGINE_ERROR, failures + 1
+            took_ms, deadline_ms = (time.monotonic() - began) * 1e3, worker.recipe.deadline.deadline_ms
+            if took_ms > deadline_ms and not warned:  # once: what it means for each part stands in the verdicts
+                warned = True
+                worker.log.warning("engine_slower_than_deadline", took_ms=round(took_ms), deadline_ms=deadline_ms)
         worker.pass_on(_done(frame, reason, witness, detectors[frame.station].info), JUDGE)
         if failures >= FAILURES_IN_A_ROW:
             raise RuntimeError(f"the engine failed {failures} times in a row")
