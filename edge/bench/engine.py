@@ -62,7 +62,7 @@ def run(progress: Progress = lambda _: None) -> dict[str, float]:
     except ImportError as error:
         raise MasklineError(f"bench engine needs {error.name}: pip install 'maskline[train]'") from error
     bundle = load_bundle(find_bundle("texture-s"))
-    model = load_model(bundle)
+    model = load_model(bundle).requires_grad_(False)
     good, bad = _photographs(bundle.manifest.tile_px)
     progress("loading")
     backends = {plan: _load(bundle, plan, "f32") for plan in PLANS}
