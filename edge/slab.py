@@ -25,6 +25,7 @@ import os
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,7 @@ VERSION = 1
 MAX_PROCESSES = 96
 MAX_SLOTS = 2048
 PAGE = 4096
+CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 Array = NDArray[Any]
 
@@ -235,9 +237,30 @@ def slab_bytes(layouts: Mapping[str, SlotLayout]) -> int:
 
 
 def _available_bytes() -> int:
-    """MemAvailable: posix_fallocate on a memfd that exceeds memory calls the kernel's OOM killer instead of failing."""
-    with open("/proc/meminfo", encoding="ascii") as lines:
-        for line in lines:
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return 1 << 62  # an old or strange kernel: let the allocation itself tell
+    """What the machine and this process's control groups still allow: posix_fallocate on a memfd that exceeds memory calls
+    the kernel's OOM killer instead of failing."""
+    available = [1 << 62]  # an old or strange kernel: let the allocation itself tell
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        if line.startswith("MemAvailable:"):
+            available.append(int(line.split()[1]) * 1024)
+    for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+        if line.startswith("0::"):
+            available += _cgroup_available(CGROUP_ROOT, line[3:].strip("/"))
+    return max(0, min(available))
+
+
+def _cgroup_available(root: Path, path: str) -> list[int]:
+    """What is left of the limits of a control group (version 2) and of those that it is in; empty without limits."""
+    left = []
+    for group in (root / path, *(root / path).parents):
+        if not group.is_relative_to(root):
+            break
+        try:
+            limit, used = (
+                (group / name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current")
+            )
+        except OSError:  # the root has neither file
+            continue
+        if limit != "max":
+            left.append(int(limit) - int(used))
+    return left
