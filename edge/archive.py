@@ -1,4 +1,4 @@
-"""Archive: keeps the pictures of the parts that somebody will want to look at, and deletes the oldest when they are many.
+"""Archive: keeps the pictures that somebody will want to look at, and deletes the oldest when they are many.
 
 It works on slots that the judge hands to it after the result is out, so that no picture ever delays a verdict.
 """
@@ -22,10 +22,7 @@ from edge.tiling import stitch
 from edge.verdict import Decision
 from edge.worker import Worker
 
-__all__ = ["MAP_FULL_SCALE", "picture_path", "run", "wanted", "write_pictures"]
-
-MAP_FULL_SCALE = 65535
-"""map.png holds the anomaly map times this: values above 1 are cut."""
+__all__ = ["map_full_scale", "picture_path", "run", "wanted", "write_pictures"]
 
 _SWEEP_EVERY = 50
 
@@ -43,6 +40,12 @@ def picture_path(server_id: int, station: str, number: int) -> str:
     return f"pictures/{server_id:016x}/{station}/{number:08d}"
 
 
+def map_full_scale(plan: StationPlan) -> float:
+    """The largest value that an anomaly map of this station can have: what 65535 in its map.png stands for."""
+    spec = plan.bundle.manifest.error_map
+    return spec.ssim_weight + spec.l1_weight
+
+
 def write_pictures(folder: Path, arrays: dict[str, NDArray[Any]], plan: StationPlan) -> None:
     """Write image.png (the frame as it came), and stitched: tiles.png, reconstruction.png, map.png (16 bit)."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +59,8 @@ def write_pictures(folder: Path, arrays: dict[str, NDArray[Any]], plan: StationP
     _write(folder / "image.png", arrays["frame"])
     _write(folder / "tiles.png", tiles)
     _write(folder / "reconstruction.png", np.clip(repainted * 255 + 0.5, 0, 255).astype(np.uint8))
-    _write(folder / "map.png", np.clip(errors * MAP_FULL_SCALE, 0, MAP_FULL_SCALE).astype(np.uint16)[..., None])
+    deep = np.clip(errors * (65535 / map_full_scale(plan)), 0, 65535).astype(np.uint16)
+    _write(folder / "map.png", deep[..., None])
 
 
 def _write(path: Path, image: NDArray[Any]) -> None:

@@ -135,16 +135,20 @@ def calibrate(
         Path, typer.Option(help="Good parts only: a folder of images (one per station: a folder each), or a recording.")
     ],
     state_dir: StateDir = None,
+    false_reject_rate: Annotated[float, typer.Option(min=0.0001, max=0.5, help="Wanted, of good parts.")] = 0.01,
+    confidence: Annotated[float, typer.Option(min=0.5, max=0.999, help="Of what is said about it.")] = 0.95,
 ) -> None:
     """Compute the line's thresholds from good parts, and say what they can promise."""
     from calib.calibration import save_calibration
+    from calib.fitting import Targets
     from calib.run import calibrate as compute
     from edge.paths import calibration_path, make_private
     from edge.settings import load_recipe
 
     resolved = load_recipe(recipe)
     path = calibration_path(make_private(_state(resolved.line, state_dir)))
-    save_calibration(compute(resolved, good, console=Console(soft_wrap=True)), path)
+    targets = Targets(false_reject_rate=false_reject_rate, confidence=confidence)
+    save_calibration(compute(resolved, good, targets=targets, console=Console(soft_wrap=True)), path)
     Console(soft_wrap=True).print(f"Calibration: {path}")
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calib.calibration import StationCalibration
+from calib.thresholds import near_threshold
 from edge.anomaly import ErrorMapper, view_score
 from edge.messages import FrameRef
 from edge.plan import LinePlan, StationPlan
@@ -31,7 +32,7 @@ class Detector:
     """The engines of one station and how they are combined."""
 
     def __init__(self, plan: StationPlan, exact: Backend, cheap: Backend | None) -> None:
-        self._exact, self._cheap = exact, cheap
+        self._exact, self._cheap, self._ignore = exact, cheap, plan.prepare.ignore_tiles
         self._manifest = plan.bundle.manifest
         count, height, width, channels = plan.prepare.tiles_shape
         self._mapper = ErrorMapper(self._manifest.error_map, (height, width, channels))
@@ -49,9 +50,9 @@ class Detector:
         if self._cheap is None or calibration is None or calibration.cascade_band is None:
             return self._exact.infer(tiles, out)
         self._cheap.infer(tiles, out)
-        maps = self._mapper.fill(tiles, out, self._maps)
-        scores = view_score(maps, self._manifest.score, calibration.map_threshold).tile_scores
-        for i in np.flatnonzero(np.abs(scores - calibration.score_threshold) <= calibration.cascade_band):
+        maps = self._mapper.fill(tiles, out, self._maps, self._ignore)
+        scores = view_score(maps, self._manifest.score, calibration.map_threshold, self._ignore).tile_scores
+        for i in np.flatnonzero(near_threshold(scores, calibration.score_threshold, calibration.cascade_band)):
             self._exact.infer(tiles[i : i + 1], out[i : i + 1])
         return None
 

@@ -14,7 +14,7 @@ __all__ = [
 
 EXIT_ERROR = 1
 EXIT_BUSY = 75
-"""EX_TEMPFAIL of sysexits.h: something else holds what the line needs. Starting one of its processes again is no help."""
+"""EX_TEMPFAIL of sysexits.h: something else holds what the line needs; starting a process again is no help."""
 EXIT_CONFIG = 78
 """EX_CONFIG of sysexits.h: systemd does not restart a service that ends with it (RestartPreventExitStatus=78)."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from calib.calibration import Calibration, load_calibration
 from calib.report_data import ReportPart, ReportRun, ReportStation, ReportView, Truth
+from edge.archive import map_full_scale
 from edge.bench import machine
 from edge.errors import ResourceError
 from edge.journal import open_for_reading
@@ -85,6 +86,7 @@ def _stations(recipe: Recipe, calibration: Calibration | None) -> list[ReportSta
                 score_threshold=limits.score_threshold if limits else None,
                 map_threshold=limits.map_threshold if limits else None,
                 statement=limits.statement if limits else "",
+                map_full_scale=map_full_scale(station),
             )
         )
     return stations

@@ -1,10 +1,10 @@
 """Trigger to verdict through all processes of the line, against the same functions called in a row in one process.
 
-Frames of 2448x2048 mono at 20 per second, halved and cut into 224-pixel tiles, an engine that does nothing. *Inline*
-the sum of what must be done whoever does it: put the frame into memory, prepare, repaint, judge. What the processes add
-is given in bare descriptor round trips of the same run and at the same pace (processes that slept between two parts wake
-up more slowly than those of a tight loop), and what the pure functions cost beside a plain copy of the
-frame. The second part has a real engine, on a region of one tile, offered as many parts as it takes.
+Frames of 2448x2048 mono at 20 per second, halved and cut into 224-pixel tiles, an engine that does nothing. *Inline* is
+what must be done whoever does it: put the frame into memory, prepare, repaint, judge. What the processes add is given
+in bare descriptor round trips of the same run and at the same pace (processes that slept between two parts wake up more
+slowly than those of a tight loop), and the pure functions stand beside a plain copy of the frame. The second part has a
+real engine, on a region of one tile, and offers as many parts as it takes.
 """
 
 from __future__ import annotations

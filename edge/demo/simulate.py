@@ -56,7 +56,8 @@ def simulate(
     """Write a recording of `parts` parts for each station of `textures` (station name to photograph).
 
     `half = "left"` is for calibration: its parts are all good, whatever `defect_share` says. `half = "right"` (or
-    "whole") is for tests. `scale`: frame pixels per pixel of the photograph, of all stations or of each. The same arguments give the same bytes. The file appears whole or not at all.
+    "whole") is for tests. `scale`: frame pixels per pixel of the photograph, of all stations or of each. The same
+    arguments give the same bytes. The file appears whole or not at all.
 
     Raises SourceError for an unknown photograph or half, or a file that cannot be written.
     """

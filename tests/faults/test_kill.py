@@ -1,5 +1,6 @@
-"""Processes of a running line die or hang, one after the other. Whatever dies: every part that was seen gets exactly one
-final record, no PASS is for a bad part or made from another part's pixels, and what is published stands in the journal.
+"""Processes of a running line die or hang, one after the other. Whatever dies: every part that was seen gets exactly
+one final record, no PASS is for a bad part or made from another part's pixels, and what is published stands in the
+journal.
 
 MASKLINE_FAULT_ROUNDS=N repeats the storm N times in one run.
 """
