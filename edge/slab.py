@@ -237,12 +237,11 @@ def slab_bytes(layouts: Mapping[str, SlotLayout]) -> int:
 
 
 def _available_bytes() -> int:
-    """What the machine and this process's control groups still allow: posix_fallocate on a memfd that exceeds memory calls
-    the kernel's OOM killer instead of failing."""
+    """What the machine and our control groups still have: posix_fallocate on a memfd that exceeds memory calls the
+    kernel's OOM killer instead of failing."""
     available = [1 << 62]  # an old or strange kernel: let the allocation itself tell
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-        if line.startswith("MemAvailable:"):
-            available.append(int(line.split()[1]) * 1024)
+    memory = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    available += [int(line.split()[1]) * 1024 for line in memory if line.startswith("MemAvailable:")]
     for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
         if line.startswith("0::"):
             available += _cgroup_available(CGROUP_ROOT, line[3:].strip("/"))
@@ -255,12 +254,7 @@ def _cgroup_available(root: Path, path: str) -> list[int]:
     for group in (root / path, *(root / path).parents):
         if not group.is_relative_to(root):
             break
-        try:
-            limit, used = (
-                (group / name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current")
-            )
-        except OSError:  # the root has neither file
-            continue
-        if limit != "max":
-            left.append(int(limit) - int(used))
+        limit, used = group / "memory.max", group / "memory.current"
+        if limit.is_file() and (most := limit.read_text(encoding="ascii").strip()) != "max":
+            left.append(int(most) - int(used.read_text(encoding="ascii")))
     return left

@@ -191,7 +191,7 @@ def test_an_allocation_that_fails_is_said(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(edge.slab.os, "posix_fallocate", no_space)
     fds = len(os.listdir("/proc/self/fd"))
-    with pytest.raises(ResourceError, match="cannot allocate .* No space left on device"):
+    with pytest.raises(ResourceError, match=r"cannot allocate .* No space left on device"):
         Slab.create({"a": LAYOUT})
     assert len(os.listdir("/proc/self/fd")) == fds
 
