@@ -9,23 +9,43 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import re
 import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
 _PR_SET_CHILD_SUBREAPER = 36
 _GRACE_S = 3.0
+_NEED_TRAIN = ("engines", "parity")
+"""The folders whose tests may need the extra `train`; elsewhere a missing package of it is an error."""
 _KEPT_FOR_THE_SESSION = (b"multiprocessing.resource_tracker", b"multiprocessing.forkserver")
 
 
 def pytest_configure() -> None:
     """Orphans of a killed supervisor become our children instead of init's: so they can be seen."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+class _Module(pytest.Module):
+    """A test module that is skipped, and says why, where the extra `train` is not installed."""
+
+    def collect(self) -> Iterable[pytest.Item | pytest.Collector]:
+        try:
+            return list(super().collect())
+        except pytest.Collector.CollectError as error:
+            missing = re.search(r"No module named '(torch|onnx|safetensors)'", str(error))
+            if missing and self.path.parent.name in _NEED_TRAIN:
+                pytest.skip(f"needs {missing[1]}: pip install 'maskline[train]'", allow_module_level=True)
+            raise
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module:
+    return _Module.from_parent(parent, path=module_path)
 
 
 @pytest.fixture

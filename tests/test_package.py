@@ -87,7 +87,13 @@ def test_unpacked_wheel_runs(wheel: Path, tmp_path: Path) -> None:
     assert where.stdout.strip() == str(tmp_path / "site/edge/__init__.py")
 
 
-@pytest.mark.parametrize("module", ["edge", "edge.cli", "edge.gate", "edge.judge", "edge.supervisor", "edge.capture"])
+LIGHT = (
+    *("edge", "edge.cli", "edge.gate", "edge.judge", "edge.supervisor", "edge.capture", "edge.verdicts"),
+    *("engines", "engines.plans", "engines.bundle", "engines.backends", "calib", "calib.calibration"),
+)
+
+
+@pytest.mark.parametrize("module", LIGHT)
 def test_import_is_light(module: str, tmp_path: Path) -> None:
     heavy = "torch", "openvino", "onnx", "onnxruntime", "transformers"
     code = f"import sys, {module}; print([m for m in {heavy!r} if m in sys.modules])"
