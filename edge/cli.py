@@ -115,6 +115,7 @@ def simulate(
     parts: Annotated[int, typer.Option(min=1, help="Per station.")] = 50,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     half: Annotated[str, typer.Option(help="left (good parts only, for calibration), right, or whole.")] = "right",
+    scale: Annotated[float, typer.Option(min=0.25, max=8, help="Frame pixels per pixel of the photograph.")] = 1.0,
     rate_hz: Annotated[float, typer.Option(min=0.01)] = 5.0,
     defect_share: Annotated[float, typer.Option(min=0, max=1)] = 0.2,
 ) -> None:
@@ -122,7 +123,9 @@ def simulate(
     from edge.demo.simulate import simulate as write
 
     named = {station: photograph or station for station, _, photograph in (t.partition("=") for t in texture)}
-    made = write(out, named, parts=parts, seed=seed, half=half, rate_hz=rate_hz, defect_share=defect_share)
+    made = write(
+        out, named, parts=parts, seed=seed, half=half, scale=scale, rate_hz=rate_hz, defect_share=defect_share
+    )
     Console(soft_wrap=True).print(
         f"{made.path}: {made.parts} parts per station, with a defect: {made.bad}, kinds: {made.kinds}"
     )
