@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -27,8 +28,10 @@ _KEPT_FOR_THE_SESSION = (b"multiprocessing.resource_tracker", b"multiprocessing.
 
 
 def pytest_configure() -> None:
-    """Orphans of a killed supervisor become our children instead of init's: so they can be seen."""
+    """Orphans of a killed supervisor become our children instead of init's: so they can be seen. And no test sends
+    OpenVINO's usage statistics: without this module its import does not try."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 
 class _Module(pytest.Module):
