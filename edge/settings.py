@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import stat
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, TomlConfigSettingsSource
@@ -37,6 +39,7 @@ ENV_PREFIX = "MASKLINE__"
 MAX_RECIPE_BYTES = 1 << 20
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,30}$")]
+_LOOPBACK = re.compile(r"tcp://(127\.0\.0\.1|\[::1\]):([1-9][0-9]{0,4})")
 
 
 class Section(BaseModel):
@@ -119,7 +122,7 @@ class Station(Section):
     """One camera position."""
 
     name: Name
-    lane: str = ""  # stations with the same lane see views of the same parts; default: the station's own name
+    lane: Name = ""  # stations with the same lane see views of the same parts; default: the station's own name
     source: Source
     frame: Frame
     tiling: Tiling = Tiling()
@@ -130,8 +133,8 @@ class Station(Section):
     @model_validator(mode="before")
     @classmethod
     def _lane_is_name(cls, data: Any) -> Any:
-        if isinstance(data, dict) and not data.get("lane"):
-            data = {**data, "lane": data.get("name", "")}
+        if isinstance(data, dict) and not data.get("lane") and "name" in data:
+            data = {**data, "lane": data["name"]}
         return data
 
     @model_validator(mode="after")
@@ -157,7 +160,7 @@ class Engine(Section):
 class Deadline(Section):
     """How long a part may wait for its answer."""
 
-    deadline_ms: int = Field(ge=1, le=600_000)  # from the trigger of the last expected view
+    deadline_ms: int = Field(ge=10, le=600_000)  # from the trigger of the last expected view
     view_timeout_ms: int = Field(
         default=10_000, ge=1, le=600_000
     )  # from the first view to the last: missing_view after
@@ -173,8 +176,12 @@ class Outputs(Section):
     @classmethod
     def _loopback_only(cls, endpoints: tuple[str, ...]) -> tuple[str, ...]:
         for endpoint in endpoints:
-            if not endpoint.startswith(("tcp://127.0.0.1:", "tcp://[::1]:")):
-                raise ValueError(f"{endpoint!r}: plain TCP is allowed on loopback only (tcp://127.0.0.1:PORT)")
+            match = _LOOPBACK.fullmatch(endpoint)
+            if match is None or int(match[2]) > 65535:
+                raise ValueError(
+                    f"{endpoint!r}: plain TCP is allowed on loopback only; expected tcp://127.0.0.1:PORT or "
+                    "tcp://[::1]:PORT, with a port of 1 to 65535"
+                )
         return endpoints
 
 
@@ -293,7 +300,9 @@ def load_recipe(path_or_name: str | Path) -> Recipe:
     if not path.is_file() and (shipped := shipped_recipe(str(path_or_name))):
         path = shipped
     try:
-        if path.stat().st_size > MAX_RECIPE_BYTES:
+        if not stat.S_ISREG((about := path.stat()).st_mode):
+            raise RecipeError(f"{path}: not a file. Name a TOML file, or a recipe that ships")
+        if about.st_size > MAX_RECIPE_BYTES:
             raise RecipeError(f"{path}: larger than {MAX_RECIPE_BYTES} bytes; that is no recipe")
         path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -305,7 +314,9 @@ def load_recipe(path_or_name: str | Path) -> Recipe:
         resolved = _reader(path)().model_dump()
         return Recipe.model_validate(_anchor_paths(resolved, path.resolve().parent))
     except ValidationError as error:
-        raise RecipeError("\n".join(_explain(path, e) for e in error.errors())) from error
+        raise RecipeError("\n".join(_explain(path, e) for e in _causes(error))) from error
+    except RecursionError as error:
+        raise RecipeError(f"{path}: nested too deep; that is no recipe") from error
     except ValueError as error:  # tomllib.TOMLDecodeError, and JSON that does not parse in an override
         raise RecipeError(f"{path}: {error}") from error
 
@@ -328,7 +339,7 @@ def _reader(path: Path) -> type[BaseSettings]:
 
 def _refuse_unknown_overrides(path: Path) -> None:
     for variable in os.environ:
-        if not variable.startswith(ENV_PREFIX):
+        if not variable.upper().startswith(ENV_PREFIX):
             continue
         section, *fields = variable[len(ENV_PREFIX) :].lower().split("__")
         if section not in Recipe.model_fields:
@@ -338,6 +349,10 @@ def _refuse_unknown_overrides(path: Path) -> None:
         known_fields = (
             annotation.model_fields if isinstance(annotation, type) and issubclass(annotation, Section) else {}
         )
+        if fields and section == "stations":
+            raise RecipeError(
+                f"{path}: the environment sets {variable}; {ENV_PREFIX}STATIONS overrides all stations at once, as JSON"
+            )
         if fields and known_fields and fields[0] not in known_fields:
             raise RecipeError(
                 f"{path}: the environment sets {variable}; [{section}] has only: {', '.join(known_fields)}"
@@ -360,13 +375,41 @@ def _anchor_paths(resolved: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {k: anchor(v) for k, v in resolved.items()}
 
 
+def _causes(error: ValidationError) -> list[Any]:
+    """The errors, without those that a list of stations is too short because its only station is wrong."""
+    errors = error.errors()
+    inner = any(len(e["loc"]) > 1 and e["loc"][0] == "stations" for e in errors)
+    return [e for e in errors if not (inner and e["type"] == "too_short" and e["loc"] == ("stations",))]
+
+
 def _explain(path: Path, error: Any) -> str:
-    """`recipe.toml: stations.0.frame.width_px = 3: input should be greater than or equal to 16`."""
+    """`recipe.toml: deadline.deadline_ms = 3: input should be greater than or equal to 10; allowed: 10 to 600000`."""
     field = ".".join(str(part) for part in error["loc"]) or "recipe"
+    variable = ENV_PREFIX + field.replace(".", "__").upper()
+    where = f"{path}: {field}" + (f" (from {variable} in the environment)" if variable in os.environ else "")
     if error["type"] == "missing":
-        return f"{path}: {field}: this field is required"
+        return f"{where}: this field is required"
     if error["type"] == "extra_forbidden":
-        return f"{path}: {field}: no such field; `maskline check` on a shipped recipe prints all that exist"
-    value = error["input"]
+        return f"{where}: no such field; `maskline check` on a shipped recipe prints all that exist"
+    value, message = error["input"], error["msg"].removeprefix("Value error, ")
     shown = "" if isinstance(value, (dict, list)) else f" = {value!r}"
-    return f"{path}: {field}{shown}: {error['msg'][0].lower()}{error['msg'][1:]}"
+    return f"{where}{shown}: {message[0].lower()}{message[1:]}{_range(error['loc'])}"
+
+
+def _range(location: tuple[str | int, ...]) -> str:
+    """`; allowed: 10 to 600000` for the field of a bounded number, else nothing."""
+    bounds: list[float] = []
+    found: Any = Recipe
+    for part in location:
+        if isinstance(part, str):
+            model = next((m for m in (found, *get_args(found)) if isinstance(m, type) and issubclass(m, Section)), None)
+            if model is None or part not in model.model_fields:
+                return ""
+            found, limits = model.model_fields[part].annotation, model.model_fields[part].metadata
+            bounds = [
+                b
+                for m in limits
+                for n in ("gt", "ge", "lt", "le")
+                if isinstance(b := getattr(m, n, None), (int, float))
+            ]
+    return f"; allowed: {' to '.join(map(str, sorted(bounds)))}" if len(bounds) == 2 else ""
