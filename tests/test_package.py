@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -167,3 +168,14 @@ def test_the_line_runs_in_a_folder_that_holds_another_edge(
     done = python(code, "run", str(recipe), "--state-dir", str(tmp_path / "state"), cwd=elsewhere)
     assert done.returncode == 0, done.stderr
     assert len(journal_verdicts(tmp_path / "state")) == 3
+
+
+def test_make_says_which_python_it_needs(tmp_path: Path) -> None:
+    make = shutil.which("make")
+    if not make:
+        pytest.skip("make is not installed here")
+    command = [make, "-C", str(ROOT), "PYTHON=", f"VENV={tmp_path}/venv", "demo"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "no Python 3.10 to 3.12 with venv" in done.stderr
+    assert not (tmp_path / "venv").exists()
