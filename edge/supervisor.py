@@ -49,6 +49,7 @@ class Child:
     deaths: deque[float] = field(default_factory=deque)
     finished: bool = False  # it ended by itself, with nothing more to do
     stopping: bool = False
+    killed: bool = False  # it hung, and SIGKILL was sent
 
 
 class Supervisor:
@@ -59,7 +60,8 @@ class Supervisor:
 
         Raises LineBusyError when another supervisor runs this line, RecipeError, BundleError, ResourceError.
         """
-        self.recipe, self.runtime_dir, self.state_dir = recipe, make_private(runtime_dir), make_private(state_dir)
+        self.recipe = recipe
+        self.runtime_dir, self.state_dir = make_private(runtime_dir.absolute()), make_private(state_dir.absolute())
         self.log = structlog.get_logger()
         plan = plan_line(recipe)
         self._lock = _hold_line(runtime_dir / "lock", recipe.line)
@@ -111,11 +113,12 @@ class Supervisor:
             if child.popen is None and not child.finished:
                 self._start(child)
             elif child.popen is not None and (why := self._hung(child, now_ns)):
-                self.log.error("process_hung", child=child.process.name, why=why)
+                if not child.killed:  # one that the kernel holds stays for long: one line in the log
+                    self.log.error("process_hung", child=child.process.name, why=why)
+                child.killed = True
                 child.popen.kill()  # reaped in a later tick; SIGKILL ends a stopped process too
         self._open_the_line(now_ns)
-        if not any(self._hung(c, now_ns) for c in self._children.values()):
-            self._notify.watchdog()
+        self._notify.watchdog(hung=[c.process.name for c in self._children.values() if self._hung(c, now_ns)])
 
     def stop(self) -> None:
         """Drain in-flight triggers for at most `drain_ms`, then end every process, those that owe an answer last."""
@@ -131,6 +134,7 @@ class Supervisor:
                 drained = True
             self._end(group)
         self.slab.close()
+        self._notify.close()
         os.close(self._lock)
 
     def _drain(self) -> None:
@@ -183,8 +187,13 @@ class Supervisor:
             "MASKLINE_LINE_STATE_DIR": str(self.state_dir),
         }
         environment.pop("NOTIFY_SOCKET", None)  # only the supervisor speaks to systemd
-        child.started_ns = time.monotonic_ns()
-        child.popen = subprocess.Popen(start_command(child.process.name), env=environment, pass_fds=[self.slab.fd])
+        child.started_ns, child.killed = time.monotonic_ns(), False
+        child.popen = subprocess.Popen(
+            start_command(child.process.name),
+            env=environment,
+            pass_fds=[self.slab.fd],
+            cwd=self.runtime_dir,  # `python -m edge` would take an `edge` that lies in the user's current folder
+        )
         self.log.info("process_started", child=child.process.name, pid=child.popen.pid)
 
     def _reap(self, child: Child) -> None:
@@ -238,10 +247,13 @@ class Supervisor:
         """When every process was up once, the sources may begin and the service is ready."""
         if self.slab.head["start_ns"]:
             return
-        if all(int(self.slab.row(c.process.index)["state"]) == State.RUNNING for c in self._children.values()):
-            self.slab.head["start_ns"] = now_ns
-            self.log.info("line_ready", line=self.recipe.line)
-            self._notify.ready()
+        rows = {name: self.slab.row(child.process.index) for name, child in self._children.items()}
+        if waiting_for := [name for name, row in rows.items() if int(row["state"]) != State.RUNNING]:
+            self._notify.starting(waiting_for)
+            return
+        self.slab.head["start_ns"] = now_ns
+        self.log.info("line_ready", line=self.recipe.line)
+        self._notify.ready()
 
 
 def _write_down(path: Path, recipe: Recipe) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,7 @@ class OpenVinoBackend:
 
     def load(self, bundle: Bundle, plan: str, *, precision: str, threads: int, batch: int) -> None:
         """See `Backend`."""
-        import openvino
-
+        openvino = import_openvino()
         a = bundle.manifest.architecture
         if not isinstance(a, MaeArchitecture):
             raise BundleError(f"bundle {bundle.path}: kind {a.kind!r} is not for backend 'openvino', use {a.kind!r}")
@@ -87,6 +87,15 @@ class OpenVinoBackend:
         return self._info
 
 
+def import_openvino() -> Any:
+    """OpenVINO without its usage statistics: left alone, its import forks a process that posts to an analytics service
+    on the internet and leaves files in the home folder. Without that package it does neither."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+
+    return openvino
+
+
 def compile_graph(
     onnx: bytes, constants: dict[str, npt.NDArray[np.int32]], shape: tuple[int, ...], precision: str, threads: int
 ) -> Any:
@@ -95,7 +104,7 @@ def compile_graph(
     threads: 0 means the cores less one. Raises RecipeError for a precision that the CPU does not have (OpenVINO itself
     would take another one silently), RuntimeError for what OpenVINO cannot read.
     """
-    import openvino
+    openvino = import_openvino()
     from openvino import opset13
 
     core = openvino.Core()
