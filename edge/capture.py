@@ -17,6 +17,8 @@ from edge.worker import IDLE_MS, Worker
 __all__ = ["run"]
 
 _LOOK_AGAIN_S = 0.002
+LAST_FRAME_NS = 1_000_000_000
+"""On a stop, the frame of the last trigger is waited for so long."""
 
 
 class Capture:
@@ -27,6 +29,8 @@ class Capture:
         self.station = worker.recipe.station(worker.process.station)
         self.frame = self.station.frame
         self.at_ns = 0  # of the newest trigger
+        self._owes_frame = False
+        self._stopping_since_ns = 0
 
     def open(self) -> Source:
         """Wait until the whole line is up, then open the source where an earlier capture process left off."""
@@ -52,10 +56,12 @@ class Capture:
     def on_trigger(self, event: Triggered) -> None:
         """Tell the gate at once: from now on an answer is owed."""
         self.at_ns, self._next_number = event.at_ns, event.number + 1
+        self._owes_frame = not event.missed
         self.worker.send(GATE, Trigger(self.station.name, event.number, event.at_ns, event.missed))
 
     def on_frame(self, event: Exposed) -> None:
         """Put the frame into a slot and send it on its way, or say why it cannot be inspected."""
+        self._owes_frame = False
         if event.image is None:
             self._refuse(event.number, event.reason or Reason.BAD_IMAGE, event.detail)
         elif (found := _shape(event.image)) != self._declared:
@@ -70,6 +76,14 @@ class Capture:
                 FrameRef(self.station.name, event.number, slot, generation, self.at_ns, stamps), PREPARE
             )
             self.worker.count("done")
+
+    def is_over(self) -> bool:
+        """Whether a stop was asked for, and the last trigger has its frame or waited long enough for it."""
+        if not self.worker.stopping:
+            return False
+        now_ns = time.monotonic_ns()
+        self._stopping_since_ns = self._stopping_since_ns or now_ns
+        return not self._owes_frame or now_ns - self._stopping_since_ns > LAST_FRAME_NS
 
     @property
     def _declared(self) -> str:
@@ -104,7 +118,7 @@ def run(worker: Worker) -> None:
     worker.ready()
     source = capture.open()
     try:
-        while not worker.stopping:
+        while not capture.is_over():
             worker.beat()
             if not capture.has_room():
                 time.sleep(_LOOK_AGAIN_S)

@@ -61,24 +61,28 @@ class Gate:
         self.ledger = Ledger(self.recipe, journal.next_numbers(self.run), self._answered)
         self._close_what_was_left()
 
-    def turn(self) -> None:
-        """Receive, decide, write, publish; returns within IDLE_MS when nothing happens."""
-        turn, lags = Turn(), self._lags()
+    def turn(self) -> bool:
+        """Receive, decide, write, publish; returns, within IDLE_MS, whether anything was received."""
+        turn, lags, messages = Turn(), self._lags(), []
         if lags and self.ledger.open_parts >= MAX_OPEN:
             time.sleep(RETRY_S)
         else:
-            for message in self.worker.receive(self._patience_ms(), Trigger, ViewResult, SourceEnded):
+            messages = self.worker.receive(self._patience_ms(), Trigger, ViewResult, SourceEnded)
+            for message in messages:
                 self._take(message, turn)
             turn.triggers += self._lost(time.monotonic_ns())
         if not lags:
             turn.answers = self.ledger.due(time.monotonic_ns())
         self.settle(turn)
+        return bool(messages)
 
     def finish(self) -> None:
-        """Answer what is open, unless nothing may be published: the line ends."""
-        self.turn()
+        """Answer what is open, unless nothing may be published, and say so in a last heartbeat: the line ends."""
+        while self.turn():
+            pass
         if self._lags():
             return
+        self.next_beat_ns = 0
         lost = [t for s, n in self._untold().items() for t in self.ledger.ended(SourceEnded(s, n), time.monotonic_ns())]
         self.settle(Turn(triggers=lost, answers=self.ledger.close_all(Reason.STOPPING)))
 

@@ -266,6 +266,7 @@ def test_at_the_end_everything_is_answered(runtime_dir: Path, tmp_path: Path) ->
         line.send(trigger(0), trigger(1))
         line.until(lambda: line.gate.ledger.open_parts == 2)
         line.send(good("s0", 0), trigger(2))
+        time.sleep(0.2)  # the other processes have ended: what they sent is here
         line.gate.finish()
         answers = {v.part: (v.decision, v.reason) for v in journal_verdicts(line.state_dir)}
         assert answers == {
