@@ -103,7 +103,6 @@ def test_import_is_light(module: str, tmp_path: Path) -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.xfail(reason="importing openvino sends its usage statistics", strict=False)
 def test_the_engine_phones_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """OpenVINO's import starts a process that posts to an analytics service, and leaves files in the home folder."""
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -155,7 +154,6 @@ def test_an_error_of_a_dependency_is_not_hidden(tmp_path: Path) -> None:
     assert "no_such_module_anywhere" in done.stderr
 
 
-@pytest.mark.xfail(reason="`python -m edge NAME` puts the current folder first on the path", strict=False)
 def test_the_line_runs_in_a_folder_that_holds_another_edge(
     tmp_path: Path, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -265,7 +265,6 @@ def test_ready_when_every_process_is_up(line: RunningLine, systemd: Systemd, tmp
     assert systemd.count("READY") == 1
 
 
-@pytest.mark.xfail(reason="the supervisor does not say yet for whom it waits", strict=False)
 def test_a_start_tells_for_whom_it_waits(line: RunningLine, systemd: Systemd) -> None:
     wait_until(lambda: systemd.count("READY") == 1, START_WITHIN_S)
     first = next(m for m in systemd.messages if "EXTEND_TIMEOUT_USEC" in m)
