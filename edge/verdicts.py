@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import zmq
 
-from edge.messages import Heartbeat, ProtocolError, Verdict, decode
+from edge.messages import MAX_MESSAGE_BYTES, Heartbeat, ProtocolError, Verdict, decode
 from edge.topics import HEALTH, HEARTBEAT_INTERVAL_MS, SILENCE_INTERVALS, VERDICT, topic
 
 __all__ = ["Event", "Gap", "Refused", "Silence", "Subscriber"]
@@ -56,6 +56,8 @@ class Subscriber:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.SUB)
         self._socket.linger = 0
+        self._socket.maxmsgsize = MAX_MESSAGE_BYTES
+        self._socket.ipv6 = True
         for kind in (VERDICT, HEALTH):
             self._socket.subscribe(topic(kind, line) if line else topic(kind))
         try:
@@ -66,7 +68,7 @@ class Subscriber:
         self._heard = time.monotonic()
         self._interval_ms = HEARTBEAT_INTERVAL_MS
         self._silent = False
-        self._topic_seq: dict[str, int] = {}
+        self._newest: dict[str, tuple[str, int]] = {}  # topic -> epoch and topic_seq
 
     def poll(self, timeout_ms: int) -> list[Event]:
         """What happened within `timeout_ms`; returns as soon as anything has."""
@@ -91,8 +93,11 @@ class Subscriber:
 
     def _gap(self, verdict: Verdict) -> list[Event]:
         key = f"{verdict.line}.{verdict.lane}"
-        last, self._topic_seq[key] = self._topic_seq.get(key), verdict.topic_seq
-        if last is None or verdict.topic_seq <= last + 1:
+        epoch, last = self._newest.get(key, ("", verdict.topic_seq - 1))
+        self._newest[key] = (verdict.epoch, verdict.topic_seq)
+        if epoch and epoch != verdict.epoch:  # another journal, which counts from 1
+            last = 0
+        if verdict.topic_seq <= last + 1:
             return []
         return [Gap(verdict.lane, last + 1, verdict.topic_seq - 1)]
 
