@@ -152,8 +152,8 @@ class Supervisor:
         return all(c.finished for c in captures) and self._gate_is_quiet()
 
     def _gate_is_quiet(self) -> bool:
-        """Whether the gate owes nothing. It says so at the end of a turn of its loop, so one whole turn must have passed
-        since the first look: what it said then may be older than the last trigger."""
+        """Whether the gate owes nothing. It says so at the end of a turn of its loop, so one whole turn must have
+        passed since the first look: what it said then may be older than the last trigger."""
         row = self.slab.row(self._children[GATE].process.index)
         if int(row["state"]) == State.RUNNING and not int(row["open"]):
             self._quiet_beats.add(int(row["beat_ns"]))
