@@ -219,6 +219,8 @@ def _die_with_parent(parent_pid: int) -> None:
 
 def main() -> None:
     """Run one process of the table; its environment comes from the supervisor."""
+    if len(sys.argv) != 2 or "MASKLINE_SUPERVISOR_PID" not in os.environ:
+        sys.exit("maskline: the supervisor starts this; people start a line with `maskline run RECIPE`")
     name = sys.argv[1]
     _die_with_parent(int(os.environ["MASKLINE_SUPERVISOR_PID"]))
     configure_logs(name)

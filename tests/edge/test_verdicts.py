@@ -173,9 +173,7 @@ def test_a_restarted_gate_is_heard_again(publisher: Publisher, client: Subscribe
     try:
         events: list[Event] = []
         give_up = time.monotonic() + 10
-        while (
-            len(events) < 2 and time.monotonic() < give_up
-        ):  # a subscriber that is never polled never subscribes again
+        while len(events) < 2 and time.monotonic() < give_up:  # unpolled, it never subscribes again
             again.say(verdict(4))
             events += [e for e in client.poll(50) if not isinstance(e, Silence)]
         assert events[:2] == [Gap("a", 2, 3), verdict(4)]
