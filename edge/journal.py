@@ -260,10 +260,8 @@ class Journal:
         patient = commits < WAIT_FOR_CHECKPOINT_COMMITS
         with contextlib.nullcontext() if patient else self._writing:
             upto = self._commits
-            whole = _checkpoint(checkpointer)
-        if (
-            whole or not patient
-        ):  # not even then whole: a reader is in the way, and must not hold up the gate again soon
+            whole = _checkpoint(checkpointer) and self._commits == upto
+        if whole or not patient:  # if not even then, a reader is in the way: it must not hold up the gate again soon
             self._checkpointed = upto
 
     def _has_room(self) -> bool:
@@ -317,7 +315,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _checkpoint(db: sqlite3.Connection) -> bool:
-    """Copy the log into the database without waiting for anyone; whether all of it was copied.
+    """Copy the log into the database without waiting for anyone; whether all was copied that was there at the start.
 
     The database grows here: on a full disk the log is kept, and a later checkpoint goes on.
     """

@@ -285,9 +285,9 @@ def test_the_log_stays_bounded_while_commits_never_pause(
     largest = 0
     for number in range(3000):
         journal.write(trigger(number))
+        time.sleep(0.0005)  # as between two turns of the gate: a lock is never fair to who waits
         largest = max(largest, os.path.getsize(f"{path}-wal"))
-    frames = largest // 4096
-    assert frames < 2000, "the log was never emptied"
+    assert largest // 4096 < 1000, "the log was never emptied"
     assert journal.failure == ""
 
 
