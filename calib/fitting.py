@@ -56,8 +56,6 @@ class Targets:
     false_reject_rate: float = 0.01
     """Of parts."""
     confidence: float = 0.95
-    map_quantile: float = 0.9995
-    """Share of the good pixels that lie below the map's threshold."""
     fit_share: float = 0.5
     """Share of the parts that give the map's threshold."""
 
@@ -127,7 +125,7 @@ def fit_station(
         if index < fitting:
             seen.fit(view)
         else:
-            seen.map_threshold = seen.map_threshold or seen.histogram.quantile(targets.map_quantile)
+            seen.map_threshold = seen.map_threshold or seen.histogram.quantile(spec.score.map_quantile)
             seen.hold_out(view)
     rate = targets.false_reject_rate / spec.views_per_part
     threshold = fit_threshold(seen.scores, rate, targets.confidence)
@@ -135,7 +133,7 @@ def fit_station(
     return StationCalibration(
         provenance=spec.provenance,
         map_threshold=seen.map_threshold,
-        map_quantile=targets.map_quantile,
+        map_quantile=spec.score.map_quantile,
         score_threshold=threshold.value,
         parts_fit=fitting,
         parts_held_out=threshold.parts,

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from edge.tiling import Box, PreparePlan, boxes_to_frame
 
 __all__ = [
+    "SPECK_PX",
     "ErrorMapSpec",
     "ErrorMapper",
     "NotFiniteError",
@@ -44,6 +45,8 @@ _C2 = 0.03**2
 _LOWEST = float(np.finfo(np.float32).min)
 MAX_BOXES = 32
 """At most so many boxes are reported per map or view, the largest ones: a covered lens has thousands."""
+SPECK_PX = 9
+"""Smaller areas of a view are in no box: a few pixels of every good part lie above the map's threshold too."""
 
 
 class NotFiniteError(ValueError):
@@ -70,6 +73,8 @@ class ScoreSpec(Protocol):
     def kind(self) -> str: ...
     @property
     def k(self) -> int: ...
+    @property
+    def map_quantile(self) -> float: ...
 
 
 def _aligned_planes(count: int, height: int, width: int) -> list[Map]:
@@ -278,11 +283,11 @@ def boxes(picture: Map, threshold: float, min_area_px: int = 1) -> list[Box]:
     return [Box(*(int(value) for value in stats[i, :4])) for i in order]
 
 
-def view_boxes(maps: Map, threshold: float, plan: PreparePlan, min_area_px: int = 9) -> list[Box]:
+def view_boxes(maps: Map, threshold: float, plan: PreparePlan, min_area_px: int = SPECK_PX) -> list[Box]:
     """`boxes` of the maps [N, tile, tile] of one frame, in frame pixels: areas that cross tile borders are joined.
 
-    Where tiles overlap the larger value counts. Specks under `min_area_px` (prepared pixels) are left out: a few pixels
-    of every good part lie above the threshold too. Allocates one picture, and only when something is above it.
+    Where tiles overlap the larger value counts. Areas under `min_area_px` (prepared pixels) are left out. Allocates one
+    picture, and only when something is above the threshold.
     """
     peaks = maps.max(axis=(1, 2))
     if not float(peaks.max()) > threshold:

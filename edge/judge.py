@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calib.calibration import Provenance, StationCalibration, levels_trouble, mismatch
-from edge.anomaly import ErrorMapper, NotFiniteError, view_boxes, view_score
+from edge.anomaly import SPECK_PX, ErrorMapper, NotFiniteError, view_boxes, view_score
 from edge.archive import backlog_limit, picture_path, wanted
 from edge.messages import Boxes, FrameRef, ViewResult
 from edge.plan import StationPlan
@@ -81,8 +81,14 @@ class Judge:
             return Judgement(Decision.UNINSPECTED, trouble, score, limits.score_threshold)
         if score <= limits.score_threshold:
             return Judgement(Decision.PASS, None, score, limits.score_threshold)
-        boxes = [list(box) for box in view_boxes(maps, limits.map_threshold, self._plan.prepare)]
+        boxes = [
+            list(box) for box in view_boxes(maps, limits.map_threshold, self._plan.prepare, self._smallest_px(limits))
+        ]
         return Judgement(Decision.REJECT, None, score, limits.score_threshold, boxes)
+
+    def _smallest_px(self, limits: StationCalibration) -> int:
+        """The smallest area that is shown in a box: where areas are the score, those that a part is rejected for."""
+        return max(SPECK_PX, int(limits.score_threshold) + 1) if self._manifest.score.kind == "area" else SPECK_PX
 
     def mismatch(self, engine: dict[str, str]) -> str | None:
         """Why there are no thresholds for what computed this reconstruction; None when there are."""
