@@ -20,7 +20,7 @@ from edge.processes import Process, process_table
 from edge.settings import Recipe, Station
 from edge.slab import ArraySpec, SlotLayout
 from edge.tiling import Box, PreparePlan, plan_prepare
-from engines.bundle import Bundle, find_bundle, load_bundle
+from engines.bundle import ZOO, Bundle, find_bundle, load_bundle
 
 __all__ = ["LinePlan", "StationPlan", "plan_line", "plan_station"]
 
@@ -61,7 +61,7 @@ def plan_line(recipe: Recipe) -> LinePlan:
 def plan_station(station: Station) -> StationPlan:
     """Work out one station: read its bundle, cut its frame, lay out its slots."""
     try:
-        bundle = load_bundle(find_bundle(station.bundle))
+        bundle = load_bundle(find_bundle(station.bundle, relative_to=ZOO))  # the current folder says nothing
         prepare = _prepare_plan(station, bundle)
     except (BundleError, RecipeError) as error:
         raise type(error)(f"station {station.name}: {error}") from error

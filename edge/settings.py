@@ -370,8 +370,9 @@ def _anchor_paths(resolved: dict[str, Any], folder: Path) -> dict[str, Any]:
         return value
 
     for station in resolved["stations"]:
-        if (folder / station["bundle"] / "manifest.json").is_file():
-            station["bundle"] = str(folder / station["bundle"])
+        bundle = Path(station["bundle"]).expanduser()
+        if len(bundle.parts) != 1 or (folder / bundle / "manifest.json").is_file():  # else the name of one that ships
+            station["bundle"] = str(folder / bundle)
     return {k: anchor(v) for k, v in resolved.items()}
 
 

@@ -184,7 +184,7 @@ def find_bundle(name: str | Path, relative_to: Path | None = None) -> Path:
         if (candidate / MANIFEST).is_file():
             return candidate.resolve()
     shipped = sorted(p.parent.name for p in ZOO.glob(f"*/{MANIFEST}"))
-    places = " nor ".join(str(c) for c in candidates)
+    places = " nor ".join(dict.fromkeys(str(c) for c in candidates))
     raise BundleError(
         f"bundle {str(name)!r}: no {MANIFEST} in {places}; bundles that ship: {', '.join(shipped) or 'none'}"
     )

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from edge.errors import RecipeError
+from edge.errors import BundleError, RecipeError
+from edge.plan import plan_line
 from edge.settings import Mode, Recipe, load_recipe, scoring_sha256, shipped_recipe
+from engines.bundle import ZOO, load_bundle, write_bundle
 
 WHOLE = """
 line = "test"
@@ -170,6 +172,21 @@ def test_an_override_that_is_wrong_is_named(
 def test_paths_start_at_the_recipe(write: Write, tmp_path: Path) -> None:
     path = write(('kind = "marker"', 'kind = "folder", path = "images"'))
     assert load_recipe(path).stations[0].source.path == tmp_path / "images"
+
+
+def test_a_bundle_is_beside_the_recipe_or_ships_and_never_where_the_user_happens_to_be(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("here", "beside"):
+        folder = tmp_path / place / "own"
+        write_bundle(folder, load_bundle(ZOO / "marker").manifest, {})
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(BundleError, match=r"station top: bundle 'own': no manifest.json in"):
+        plan_line(load_recipe(write(('bundle = "marker"', 'bundle = "own"'))))
+    beside = load_recipe(write(('bundle = "marker"', 'bundle = "beside/own"')))
+    assert plan_line(beside).stations["top"].bundle.path == tmp_path / "beside" / "own"
+    with pytest.raises(BundleError, match=rf"no manifest.json in {tmp_path}/missing/own"):
+        plan_line(load_recipe(write(('bundle = "marker"', 'bundle = "missing/own"'))))
 
 
 def test_a_recipe_that_ships_is_found_by_its_name() -> None:
