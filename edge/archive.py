@@ -6,7 +6,9 @@ It works on slots that the judge hands to it after the result is out, so that no
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from edge.worker import Worker
 
 __all__ = ["map_full_scale", "picture_path", "run", "wanted", "write_pictures"]
 
-_SWEEP_EVERY = 50
+SWEEP_EVERY_S = 5.0
 
 
 def wanted(pictures: Pictures, decision: Decision, number: int) -> bool:
@@ -81,10 +83,17 @@ def _oldest_first(root: Path) -> Iterator[tuple[Path, int]]:
         yield folder, size
 
 
-def delete_oldest(root: Path, keep_bytes: int) -> int:
-    """Delete the oldest pictures until at most `keep_bytes` are left; returns how many views lost theirs."""
+def delete_oldest(root: Path, keep_bytes: int, free_bytes: int) -> int:
+    """Delete the oldest pictures until at most `keep_bytes` of them are left and the disk has `free_bytes` free.
+
+    Returns how many views lost theirs.
+    """
     folders = list(_oldest_first(root))
-    excess, deleted = sum(size for _, size in folders) - keep_bytes, 0
+    excess = sum(size for _, size in folders) - keep_bytes
+    if root.is_dir():
+        disk = os.statvfs(root)
+        excess = max(excess, free_bytes - disk.f_bavail * disk.f_frsize)
+    deleted = 0
     for folder, size in folders:
         if excess <= 0:
             break
@@ -94,33 +103,44 @@ def delete_oldest(root: Path, keep_bytes: int) -> int:
     return deleted
 
 
-def run(worker: Worker) -> None:
-    """The archive process."""
-    cv2.setNumThreads(1)
-    worker.inbox()
-    worker.ready()
-    keep_bytes = worker.recipe.pictures.max_mib << 20
-    root = worker.state_dir / "pictures"
-    for written, frame in enumerate(worker.frames(), 1):
-        _keep(worker, frame)
-        worker.slab.release(frame.slot)
-        if written % _SWEEP_EVERY == 0:
-            delete_oldest(root, keep_bytes)
+class Archive:
+    """The archive's disk: pictures are written, and swept whether or not any come."""
 
+    def __init__(self, worker: Worker) -> None:
+        self._worker, self._root = worker, worker.state_dir / "pictures"
+        self._keep_bytes = worker.recipe.pictures.max_mib << 20
+        self._next_sweep = 0.0
 
-def _keep(worker: Worker, frame: FrameRef) -> None:
-    """Write one view's pictures. On a full disk old pictures make room; verdicts are never at stake here."""
-    folder = worker.state_dir / picture_path(worker.slab.server_id, frame.station, frame.number)
-    arrays, plan = worker.slab.arrays(frame.slot), worker.plan.stations[frame.station]
-    try:
-        write_pictures(folder, arrays, plan)
-    except OSError as error:
-        worker.count("failed")
-        worker.log.warning("pictures_lost", station=frame.station, number=frame.number, error=str(error))
-        shutil.rmtree(folder, ignore_errors=True)
-        delete_oldest(worker.state_dir / "pictures", worker.recipe.pictures.max_mib << 19)
+    def keep(self, frame: FrameRef) -> None:
+        """Write one view's pictures. On a full disk old pictures make room; verdicts are never at stake here."""
+        worker = self._worker
+        folder = worker.state_dir / picture_path(worker.slab.server_id, frame.station, frame.number)
+        try:
+            write_pictures(folder, worker.slab.arrays(frame.slot), worker.plan.stations[frame.station])
+        except OSError as error:
+            worker.count("failed")
+            worker.log.warning("pictures_lost", station=frame.station, number=frame.number, error=str(error))
+            shutil.rmtree(folder, ignore_errors=True)
+            self._next_sweep = 0.0
+
+    def sweep(self) -> None:
+        """Every few seconds: keep to the recipe's bound, and leave the journal room for its reserve twice."""
+        if time.monotonic() >= self._next_sweep:
+            self._next_sweep = time.monotonic() + SWEEP_EVERY_S
+            delete_oldest(self._root, self._keep_bytes, self._worker.recipe.journal.reserve_mib << 21)
 
 
 def backlog_limit(station: Station) -> int:
     """How many of a station's slots may wait for their pictures: a slow disk must not take the line's slots."""
     return max(1, station.slots // 2)
+
+
+def run(worker: Worker) -> None:
+    """The archive process."""
+    cv2.setNumThreads(1)
+    worker.inbox()
+    archive = Archive(worker)
+    worker.ready()
+    for frame in worker.frames(each_turn=archive.sweep):
+        archive.keep(frame)
+        worker.slab.release(frame.slot)

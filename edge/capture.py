@@ -32,6 +32,10 @@ class Capture:
         self._owes_frame = False
         self._stopping_since_ns = 0
 
+    def try_source(self) -> None:
+        """Open the source and close it again: one that is not there is found before the line says that it is ready."""
+        open_source(self.station, time.monotonic_ns(), self._next_number).close()
+
     def open(self) -> Source:
         """Wait until the whole line is up, then open the source where an earlier capture process left off."""
         while not self.worker.line_started and not self.worker.stopping:
@@ -115,6 +119,7 @@ def _describe(height: int, width: int, channels: int, dtype: str) -> str:
 def run(worker: Worker) -> None:
     """The capture process."""
     capture = Capture(worker)
+    capture.try_source()
     worker.ready()
     source = capture.open()
     try:

@@ -123,9 +123,7 @@ def simulate(
     from edge.demo.simulate import simulate as write
 
     named = {station: photograph or station for station, _, photograph in (t.partition("=") for t in texture)}
-    made = write(
-        out, named, parts=parts, seed=seed, half=half, scale=scale, rate_hz=rate_hz, defect_share=defect_share
-    )
+    made = write(out, named, parts=parts, seed=seed, half=half, scale=scale, rate_hz=rate_hz, defect_share=defect_share)
     Console(soft_wrap=True).print(
         f"{made.path}: {made.parts} parts per station, with a defect: {made.bad}, kinds: {made.kinds}"
     )

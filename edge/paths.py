@@ -25,7 +25,7 @@ def runtime_dir(line: str) -> Path:
     elif user := os.environ.get("XDG_RUNTIME_DIR"):
         base = Path(user) / "maskline"
     else:
-        base = Path(tempfile.gettempdir()) / f"maskline-{os.getuid()}"
+        base = make_private(Path(tempfile.gettempdir()) / f"maskline-{os.getuid()}")  # anyone may have made it
     path = base / line
     if len(str(path)) + _LONGEST_SOCKET_NAME > _LONGEST_SOCKET_PATH:
         raise ResourceError(f"{path}: too long a path for sockets; set MASKLINE_RUNTIME_DIR to a shorter one")

@@ -48,7 +48,7 @@ def process_table(recipe: Recipe) -> tuple[Process, ...]:
                 6 + i,
                 niceness=1,
                 start_ms=60_000,
-                turn_ms=5_000,
+                turn_ms=10_000,
                 stop_order=1,
                 station=name,
             )

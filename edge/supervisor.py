@@ -19,9 +19,10 @@ from pathlib import Path
 
 import structlog
 
+from calib.calibration import Calibration, load_calibration, save_calibration
 from edge.errors import EXIT_BUSY, EXIT_CONFIG, LineBusyError, MasklineError, RecipeError, ResourceError
 from edge.notify import Notifier
-from edge.paths import make_private
+from edge.paths import calibration_path, make_private
 from edge.plan import plan_line
 from edge.processes import GATE, Process
 from edge.settings import Recipe
@@ -66,8 +67,8 @@ class Supervisor:
         plan = plan_line(recipe)
         self._lock = _hold_line(runtime_dir / "lock", recipe.line)
         try:
+            self._freeze(load_calibration(calibration_path(self.state_dir)))
             self.slab = Slab.create(plan.layouts)
-            _write_down(runtime_dir / "recipe.json", recipe)
         except BaseException:
             os.close(self._lock)
             raise
@@ -75,6 +76,16 @@ class Supervisor:
         self._notify = Notifier.from_environment()
         self._stop_requested = False
         self._quiet_beats: set[int] = set()
+
+    def _freeze(self, calibration: Calibration | None) -> None:
+        """Write down what the line runs with, for every process of it: files that change meanwhile change nothing."""
+        try:
+            (self.runtime_dir / "recipe.json").write_text(self.recipe.model_dump_json(), encoding="utf-8")
+            calibration_path(self.runtime_dir).unlink(missing_ok=True)
+        except OSError as error:
+            raise ResourceError(f"{error.filename}: cannot write what the line runs with: {error.strerror}") from error
+        if calibration is not None:
+            save_calibration(calibration, calibration_path(self.runtime_dir))
 
     def run(self, on_tick: Callable[[], None] | None = None) -> None:
         """Run the line until SIGTERM, SIGINT, or until all its sources have ended and every part has its answer.
@@ -254,13 +265,6 @@ class Supervisor:
         self.slab.head["start_ns"] = now_ns
         self.log.info("line_ready", line=self.recipe.line)
         self._notify.ready()
-
-
-def _write_down(path: Path, recipe: Recipe) -> None:
-    try:
-        path.write_text(recipe.model_dump_json(), encoding="utf-8")
-    except OSError as error:
-        raise ResourceError(f"{path}: cannot write the resolved recipe: {error.strerror}") from error
 
 
 def _hold_line(path: Path, line: str) -> int:

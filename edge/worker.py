@@ -121,9 +121,9 @@ class Worker:
         return self._endpoint("verdicts")
 
     def calibration(self) -> Calibration | None:
-        """The line's calibration, or None when there is none yet. Raises CalibrationError for a file that is broken."""
-        path = calibration_path(self.state_dir)
-        return load_calibration(path) if path.exists() else None
+        """The calibration that was there when the line started, or None: one that is made meanwhile waits for the next
+        start, so that no two processes ever judge by different thresholds."""
+        return load_calibration(calibration_path(self.runtime_dir))
 
     def inbox(self) -> zmq.Socket[bytes]:
         """The socket on which this process receives; it is bound at the first call."""
@@ -172,17 +172,18 @@ class Worker:
                 self.log.warning("message_refused", error=str(error), bytes=len(data))
         return messages
 
-    def frames(self) -> Iterator[FrameRef]:
+    def frames(self, each_turn: Callable[[], None] = lambda: None) -> Iterator[FrameRef]:
         """The frames that are ours to work on, one at a time, until SIGTERM; turns the loop's heartbeat.
 
         Stale descriptors are dropped, orphaned slots released. When the caller returns for the next one, it must have
-        passed on or released the slot.
+        passed on or released the slot. `each_turn` is called whether or not a frame is there.
         """
         queue: deque[FrameRef] = deque()
         orphans = Orphans(self.slab, self.process.index)
         next_sweep_ns = 0
         while not self.stopping:
             self.beat()
+            each_turn()
             queue.extend(self.receive(0 if queue else IDLE_MS, FrameRef))
             now_ns = time.monotonic_ns()
             if now_ns >= next_sweep_ns:

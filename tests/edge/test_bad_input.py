@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -93,8 +94,21 @@ def test_a_calibration_that_is_damaged(tmp_path: Path) -> None:
     path = calibration_path(tmp_path / "state")
     path.write_bytes(path.read_bytes()[:100])
     done = maskline("run", recipe, "--state-dir", tmp_path / "state")
-    assert_told(done, 78, "cannot run with this configuration", "its message is above")
-    assert f"{path}: not a calibration" in done.stderr
+    assert_told(done, 78, f"{path}: not a calibration")
+
+
+def test_a_calibration_made_while_the_line_runs_waits_for_its_next_start(tmp_path: Path, runtime_dir: Path) -> None:
+    recipe = marker_recipe(tmp_path, parts=None, rate_hz=20)
+    with RunningLine(recipe, tmp_path / "state", runtime_dir) as line, Listener(line.endpoint) as heard:
+        wait_until(lambda: len(heard.verdicts) > 2, UP_WITHIN_S)
+        calibrate_marker(recipe, tmp_path / "state")
+        judge = line.children()["judge"]
+        os.kill(judge, signal.SIGKILL)
+        wait_until(lambda: line.children().get("judge", judge) != judge, UP_WITHIN_S)
+        before = len(heard.verdicts)
+        wait_until(lambda: any(v.reason is Reason.UNCALIBRATED for v in heard.verdicts[before:]), UP_WITHIN_S)
+        assert line.stop() == 0
+    assert {v.decision for v in heard.verdicts} == {Decision.UNINSPECTED}
 
 
 def test_a_port_in_use_ends_the_line_at_once(tmp_path: Path) -> None:
