@@ -151,10 +151,10 @@ def test_sending_never_waits(start: Start, monkeypatch: pytest.MonkeyPatch) -> N
     assert [t.number for t in start("gate").receive(10_000, Trigger)][:1] == [0], "what was queued arrives later"
 
 
-def test_a_calibration_is_there_or_not_or_damaged(start: Start, tmp_path: Path) -> None:
+def test_a_calibration_is_there_or_not_or_damaged(start: Start) -> None:
     judge = start("judge")
     assert judge.calibration() is None
-    calibration_path(tmp_path).write_text("{")
+    calibration_path(judge.runtime_dir).write_text("{")
     with pytest.raises(CalibrationError, match="not a calibration"):
         judge.calibration()
 
