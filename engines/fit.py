@@ -67,7 +67,7 @@ def fit(
     held_out = images[:: max(2, min(10, len(images)))] if len(images) > 1 else images
     kept = [image for k, image in enumerate(images) if k % max(2, min(10, len(images)))] or images
     work = out.with_name(out.name + ".fit")
-    trainer = Trainer(model, _schedule(fitting))
+    trainer = Trainer(model, _schedule(fitting), average=0.98)
     losses = _resume(trainer, work, fitting, source)
     shown = torch.from_numpy(_crops(held_out, manifest.tile_px, SHOWN, np.random.default_rng(fitting.seed)))
     with _bar(fitting.steps, trainer.step, quiet) as advance:
