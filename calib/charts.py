@@ -118,7 +118,7 @@ def strip_chart(station: ReportStation, parts: Sequence[ReportPart]) -> StripCha
         marks,
         None if threshold is None else y_of(threshold),
         [Tick(x_of(value), f"{value:g} s") for value in _linear_ticks(0, duration, 8)],
-        [Tick(y_of(value), f"{value:.3g}") for value in y_values],
+        [Tick(y_of(value), f"{value:.4g}") for value in y_values],
         logarithmic,
     )
 

@@ -227,7 +227,7 @@ def render_report(run: ReportRun, limits: Limits | None = None) -> str:
     environment = Environment(
         loader=PackageLoader("calib"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["figures"] = lambda value: "-" if value is None else f"{value:.3g}"
+    environment.filters["figures"] = lambda value: "-" if value is None else f"{value:.4g}"
     environment.filters["unbroken"] = lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%")
     environment.filters["words"] = lambda name: name.replace("_", " ")
     environment.filters["ms"] = lambda value: "-" if value is None else f"{value:,.0f} ms"

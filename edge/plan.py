@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from edge.errors import BundleError, RecipeError
 from edge.processes import Process, process_table
-from edge.settings import Recipe, Station
+from edge.settings import Recipe, Region, Station
 from edge.slab import ArraySpec, SlotLayout
 from edge.tiling import Box, PreparePlan, plan_prepare
 from engines.bundle import ZOO, Bundle, find_bundle, load_bundle
@@ -87,8 +87,28 @@ def _prepare_plan(station: Station, bundle: Bundle) -> PreparePlan:
         scale=tiling.resize,
         channels=manifest.channels,
         window=(manifest.window.low, manifest.window.high) if frame.bit_depth > 8 else None,
-        ignore=_read_mask(tiling.ignore_mask, station) if tiling.ignore_mask else None,
+        ignore=_ignored(station),
     )
+
+
+def _ignored(station: Station) -> NDArray[Any] | None:
+    """What is not judged, nonzero in [H, W] of the frame: the rim of the region and the white of the mask."""
+    tiling, frame = station.tiling, station.frame
+    mask = _read_mask(tiling.ignore_mask, station) if tiling.ignore_mask else None
+    if tiling.margin_px == 0:
+        return mask
+    region = tiling.region or Region(x_px=0, y_px=0, width_px=frame.width_px, height_px=frame.height_px)
+    if 2 * tiling.margin_px >= min(region.width_px, region.height_px):
+        raise RecipeError(
+            f"tiling.margin_px = {tiling.margin_px}: leaves nothing of a region of {region.width_px} x "
+            f"{region.height_px} px to judge; it must be less than half of the shorter side"
+        )
+    rim = np.full((frame.height_px, frame.width_px), 255, np.uint8)
+    top, left = region.y_px + tiling.margin_px, region.x_px + tiling.margin_px
+    rim[
+        top : region.y_px + region.height_px - tiling.margin_px, left : region.x_px + region.width_px - tiling.margin_px
+    ] = 0
+    return rim if mask is None else np.maximum(rim, mask)
 
 
 def _read_mask(path: Path, station: Station) -> NDArray[Any]:

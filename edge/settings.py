@@ -115,6 +115,7 @@ class Tiling(Section):
     resize: float = Field(default=1.0, gt=0, le=4)  # applied to the region before it is cut
     overlap_px: int = Field(default=0, ge=0, le=512)  # at least so much, in tile pixels
     region: Region | None = None  # absent: the whole frame
+    margin_px: int = Field(default=0, ge=0, le=4096)  # rim of the region that is seen as surroundings and not judged
     ignore_mask: Path | None = None  # image of the frame's size; what is white there is not judged
 
 

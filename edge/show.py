@@ -22,8 +22,8 @@ def describe_verdict(verdict: Verdict) -> str:
     """One line, with rich's markup: time, lane, part, verdict, score against threshold, latency."""
     when = datetime.fromtimestamp(verdict.decided_utc_ns / 1e9, timezone.utc).strftime("%H:%M:%S.%f")[:-3]
     said = verdict.decision.value + (f" ({verdict.reason.value})" if verdict.reason else "")
-    score = "-" if verdict.score is None else f"{verdict.score:.4f}"
-    threshold = "-" if verdict.threshold is None else f"{verdict.threshold:.4f}"
+    score = "-" if verdict.score is None else f"{verdict.score:.4g}"
+    threshold = "-" if verdict.threshold is None else f"{verdict.threshold:.4g}"
     waited_ms = (verdict.decided_ns - verdict.trigger_ns) / 1e6
     notes = (" late" if verdict.late else "") + (" simulated" if verdict.simulated else "")
     style = _STYLE[verdict.decision]
@@ -39,7 +39,7 @@ class Watcher:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._health: tuple[GateState, tuple[str, ...]] | None = None
-        self._heard = False
+        self.heard = False
 
     def show(self, event: Event) -> None:
         """Print one event; heartbeats only when the gate's state or its trouble changes."""
@@ -50,10 +50,10 @@ class Watcher:
             if health != self._health:
                 style, trouble = _STATE_STYLE.get(event.state, "yellow"), "; ".join(event.trouble)
                 self._console.print(f"[{style}]line {event.line} is {event.state.value}[/] {escape(trouble)}")
-            self._health, self._heard = health, True
+            self._health, self.heard = health, True
         elif isinstance(event, Silence):
             self._health = None
-            what = "SILENCE: no heartbeat" if self._heard else "nothing heard yet"
+            what = "SILENCE: no heartbeat" if self.heard else "nothing heard yet"
             self._console.print(f"[bold red]{what} for {event.for_ms} ms, nothing may be passed[/]")
         elif isinstance(event, Gap):
             self._console.print(f"[yellow]lane {event.lane}: verdicts {event.first} to {event.last} did not arrive[/]")
@@ -69,7 +69,8 @@ def show_while_running(supervisor: Supervisor, console: Console) -> None:
         def show() -> None:
             while events := line.poll(0):
                 for event in events:
-                    watcher.show(event)
+                    if watcher.heard or not isinstance(event, Silence):  # a line that starts is silent by right
+                        watcher.show(event)
 
         supervisor.run(on_tick=show)
         show()

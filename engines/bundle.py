@@ -100,7 +100,7 @@ class Score(_Frozen):
     k: int = Field(default=100, ge=1, le=1 << 24)
     map_quantile: float = Field(default=0.9995, ge=0.5, lt=1)
     """Share of good pixels that lie below the map's threshold, from which areas and boxes are cut. Kind "area" wants a
-    low one (0.95): natural errors fall apart into specks there, and defects hold together."""
+    low one (0.99): natural errors fall apart into specks there, and defects hold together."""
 
 
 class Trained(_Frozen):

@@ -36,6 +36,9 @@ SCALE = {"near": 3.0, "far": 1.5}
 """Frame pixels per pixel of the photograph. Both cameras look at a pavement of bricks: gravel and grass, the other
 photographs that ship, are too irregular to be repainted, and a defect must be gross to stand out there."""
 
+MARGIN_PX = 28
+"""As in configs/demo.toml: the outermost blocks have surroundings on one side only, and are not judged."""
+
 SEED = 11
 DEFECT_SHARE = 0.3
 TARGETS = Targets(false_reject_rate=0.05, fit_share=0.25)
@@ -98,6 +101,7 @@ def run_demo(out: Path, console: Console, parts: int | None = None) -> Path:
         half="right",
         rate_hz=size.rate_hz,
         defect_share=DEFECT_SHARE,
+        margin_px=MARGIN_PX,
     )
     defects = ", ".join(f"{count} x {kind.replace('_', ' ')}" for kind, count in stream.kinds.items())
     console.print(f"Recorded stream: {out / 'test.mcap'}, {sum(stream.bad.values())} parts have a defect: {defects}.")

@@ -51,13 +51,15 @@ def simulate(
     scale: float | Mapping[str, float] = 1.0,
     defect_share: float = 0.2,
     contrast: tuple[float, float] = CONTRASTS,
+    margin_px: int = 0,
     rate_hz: float = 5.0,
 ) -> Simulated:
     """Write a recording of `parts` parts for each station of `textures` (station name to photograph).
 
     `half = "left"` is for calibration: its parts are all good, whatever `defect_share` says. `half = "right"` (or
-    "whole") is for tests. `scale`: frame pixels per pixel of the photograph, of all stations or of each. The same
-    arguments give the same bytes. The file appears whole or not at all.
+    "whole") is for tests. `scale`: frame pixels per pixel of the photograph, of all stations or of each. No defect
+    lies within `margin_px` of a frame's border. The same arguments give the same bytes. The file appears whole or not
+    at all.
 
     Raises SourceError for an unknown photograph or half, or a file that cannot be written.
     """
@@ -66,7 +68,7 @@ def simulate(
     share = 0.0 if half == "left" else defect_share
     scales = scale if isinstance(scale, Mapping) else dict.fromkeys(textures, scale)
     webs = {
-        name: web_of(name, texture, seed, half, frame, scales[name], share, contrast)
+        name: web_of(name, texture, seed, half, frame, scales[name], share, contrast, margin_px)
         for name, texture in textures.items()
     }
     if not webs:
@@ -107,9 +109,10 @@ def web_of(
     scale: float,
     defect_share: float,
     contrast: tuple[float, float] = CONTRASTS,
+    margin_px: int = 0,
 ) -> Web:
     """The camera of a simulated station; stations of one seed see different places and different defects."""
-    return Web(texture, frame, mix(seed, zlib.crc32(station.encode())), half, scale, defect_share, contrast)
+    return Web(texture, frame, mix(seed, zlib.crc32(station.encode())), half, scale, defect_share, contrast, margin_px)
 
 
 def _write_parts(

@@ -6,7 +6,8 @@ the part's number alone, so that any part can be made again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -47,7 +48,7 @@ class Web:
     """A camera over one photograph. `scale`: frame pixels per pixel of the photograph.
 
     `half` keeps to the left or right half of the photograph, so that what is calibrated on one is tested on the other.
-    Frames larger than that are filled by mirroring it.
+    Frames larger than that are filled by mirroring it. Nothing is painted within `margin_px` of the frame's border.
     """
 
     texture: str
@@ -57,11 +58,12 @@ class Web:
     scale: float = 1.0
     defect_share: float = 0.2
     contrast: tuple[float, float] = CONTRASTS
+    margin_px: int = 0
 
     def __post_init__(self) -> None:
         if self.half not in HALVES:
             raise SourceError(f"half = {self.half!r} of a photograph; expected one of {', '.join(HALVES)}")
-        if self.defect_share > 0 and min(self.frame.width_px, self.frame.height_px) < _SMALLEST_PX:
+        if self.defect_share > 0 and min(self.frame.width_px, self.frame.height_px) - 2 * self.margin_px < _SMALLEST_PX:
             raise SourceError(
                 f"frames of {self.frame.width_px} x {self.frame.height_px} px are too small to paint defects into; "
                 f"they need {_SMALLEST_PX} px a side, or a defect_share of 0"
@@ -82,11 +84,22 @@ class Web:
         defect = None
         if self.is_bad(number):
             kinds = KINDS if self.texture in _LAID else [k for k in KINDS if k != "missing_brick"]
-            luma, defect = paint_any(luma, np.random.default_rng(mix(self.seed, number, 2)), self.contrast, kinds)
+            luma, defect = self._painted(luma, np.random.default_rng(mix(self.seed, number, 2)), kinds)
         noisy = luma + _SENSOR_NOISE * rng.standard_normal(luma.shape, np.float32)
         full_scale = (1 << self.frame.bit_depth) - 1
         grey = np.clip(np.rint(noisy * full_scale), 0, full_scale).astype(self.frame.dtype)
         return WebShot(np.repeat(grey[:, :, np.newaxis], self.frame.channels, axis=2), defect)
+
+    def _painted(
+        self, luma: NDArray[np.float32], rng: np.random.Generator, kinds: Sequence[str]
+    ) -> tuple[NDArray[np.float32], Defect]:
+        """Paint a defect anywhere but in the margin."""
+        height, width = luma.shape
+        inner = np.s_[self.margin_px : height - self.margin_px, self.margin_px : width - self.margin_px]
+        painted, mask = luma.copy(), np.zeros(luma.shape, bool)
+        painted[inner], defect = paint_any(luma[inner], rng, self.contrast, kinds)
+        mask[inner] = defect.mask
+        return painted, replace(defect, mask=mask)
 
     def _window(self, number: int, rng: np.random.Generator) -> NDArray[np.float32]:
         """What lies under the camera, float32 [H, W] in 0..1: the web runs on and back, and wanders sideways."""
