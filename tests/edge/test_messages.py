@@ -92,14 +92,14 @@ def test_equal_messages_have_equal_bytes(message: Message) -> None:
     assert encode(dataclasses.replace(message)) == encode(message)
 
 
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=200)
 @given(st.binary(max_size=200))
 def test_noise_is_refused(data: bytes) -> None:
     with pytest.raises(ProtocolError):
         decode(data, *EVERY_TYPE)
 
 
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=200)
 @given(MESSAGES, st.data())
 def test_a_damaged_message_is_refused_or_still_well_formed(message: Message, data: st.DataObject) -> None:
     damaged = bytearray(encode(message))
@@ -113,7 +113,7 @@ def test_a_damaged_message_is_refused_or_still_well_formed(message: Message, dat
     assert decode(encode(found), type(found)) == found or "nan" in repr(found)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(MESSAGES, st.data())
 def test_any_value_in_any_field_is_refused_or_well_formed(message: Message, data: st.DataObject) -> None:
     anything = st.recursive(
