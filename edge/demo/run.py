@@ -44,7 +44,7 @@ DEFECT_SHARE = 0.3
 TARGETS = Targets(false_reject_rate=0.05, fit_share=0.25)
 """With so few good parts a stricter target would only push the threshold above everything that was seen."""
 
-ENGINE_BUDGET_S = 80.0
+ENGINE_BUDGET_S = 60.0
 """Seconds of pure repainting that the demonstration may take; start-up, pictures and the report come on top."""
 
 MOST_GOOD, MOST_TEST, FEWEST = 60, 80, 6

@@ -18,7 +18,6 @@ import msgpack
 import numpy as np
 import pytest
 import zmq
-from listeners import Listener
 
 from calib.calibration import load_calibration, save_calibration
 from edge.messages import Trigger, Verdict, encode
@@ -28,6 +27,7 @@ from edge.testing import RunningLine, calibrate_by_hand, journal_verdicts, wait_
 from edge.verdict import Decision, GateState, Reason
 from engines.bundle import find_bundle, load_bundle, write_bundle
 from tests.disks import fill, loop_disk
+from tests.listeners import Listener
 from tests.support import calibrate_marker, marker_recipe
 
 UP_WITHIN_S = 90.0

@@ -7,7 +7,6 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from listeners import Listener
 
 from edge.journal import open_for_reading
 from edge.messages import Heartbeat, Verdict
@@ -17,6 +16,7 @@ from edge.sources.truth import truth_is_bad
 from edge.testing import RunningLine, journal_verdicts, wait_until
 from edge.verdict import Decision, GateState
 from edge.verdicts import Gap, Refused
+from tests.listeners import Listener
 from tests.support import calibrate_marker, marker_recipe
 
 PARTS = 25

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
-import threading
 from collections import Counter
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from edge.messages import Verdict, encode
 from edge.paths import journal_path
 from edge.sources.truth import truth_is_bad
 from edge.verdict import Decision
-from edge.verdicts import Subscriber
+from tests.listeners import Listener
 from tests.support import RunningLine, calibrate_marker, journal_verdicts, marker_recipe, wait_until
 
 ROUNDS = int(os.environ.get("MASKLINE_FAULT_ROUNDS", "1"))
@@ -30,25 +29,8 @@ NAMES = ("gate", "prepare", "detect", "judge", "archive", "capture.s0", "capture
 PASS_WITHIN_S = 30.0
 
 
-class Listener(threading.Thread):
-    """Collects what the line publishes."""
-
-    def __init__(self, endpoint: str) -> None:
-        super().__init__(daemon=True)
-        self.verdicts: list[Verdict] = []
-        self._endpoint, self._stop_asked = endpoint, False
-
-    def run(self) -> None:
-        with Subscriber(self._endpoint, "test") as line:
-            while not self._stop_asked:
-                self.verdicts += [e for e in line.poll(50) if isinstance(e, Verdict)]
-
-    def passes(self) -> int:
-        return sum(v.decision is Decision.PASS for v in self.verdicts)
-
-    def stop(self) -> None:
-        self._stop_asked = True
-        self.join()
+def passes(heard: Listener) -> int:
+    return sum(v.decision is Decision.PASS for v in heard.verdicts)
 
 
 def assert_ledger_is_whole(state_dir: Path, published: list[Verdict]) -> Counter[str]:
@@ -83,21 +65,15 @@ def assert_ledger_is_whole(state_dir: Path, published: list[Verdict]) -> Counter
 def test_each_process_in_turn(tmp_path: Path, runtime_dir: Path, sig: signal.Signals) -> None:
     recipe = marker_recipe(tmp_path, stations=2, parts=None, rate_hz=20, deadline_ms=500, extra=STORM)
     calibrate_marker(recipe, tmp_path / "state")
-    line = RunningLine(recipe, tmp_path / "state", runtime_dir)
-    listener = Listener(line.endpoint)
-    listener.start()
-    try:
-        wait_until(lambda: listener.passes() > 5, PASS_WITHIN_S)
+    with RunningLine(recipe, tmp_path / "state", runtime_dir) as line, Listener(line.endpoint) as heard:
+        wait_until(lambda: passes(heard) > 5, PASS_WITHIN_S)
         for name in NAMES * ROUNDS:
-            victim, before = line.children()[name], listener.passes()
+            victim, before = line.children()[name], passes(heard)
             os.kill(victim, sig)
             wait_until(lambda n=name, v=victim: line.children().get(n, v) != v, PASS_WITHIN_S)
-            wait_until(lambda b=before: listener.passes() > b + 10, PASS_WITHIN_S)
+            wait_until(lambda b=before: passes(heard) > b + 10, PASS_WITHIN_S)
         assert line.stop() == 0
-    finally:
-        line.close()
-        listener.stop()
-    counts = assert_ledger_is_whole(tmp_path / "state", listener.verdicts)
+    counts = assert_ledger_is_whole(tmp_path / "state", heard.verdicts)
     assert counts["PASS"] > 10 * len(NAMES)
     assert counts["REJECT"] > 0
 
@@ -107,31 +83,19 @@ def test_supervisor_killed(tmp_path: Path, runtime_dir: Path) -> None:
     recipe = marker_recipe(tmp_path, parts=None, rate_hz=50, deadline_ms=2000)
     calibrate_marker(recipe, tmp_path / "state")
     for _ in range(ROUNDS + 1):
-        line = RunningLine(recipe, tmp_path / "state", runtime_dir)
-        listener = Listener(line.endpoint)
-        listener.start()
-        try:
-            wait_until(lambda n=listener: n.passes() > 5, PASS_WITHIN_S)
+        with RunningLine(recipe, tmp_path / "state", runtime_dir) as line, Listener(line.endpoint) as heard:
+            wait_until(lambda h=heard: passes(h) > 5, PASS_WITHIN_S)
             children = line.children()
             line.popen.kill()
             line.wait(10)
             for pid in children.values():
                 wait_until(lambda p=pid: not _alive(p), 10)
-        finally:
-            line.close()
-            listener.stop()
-        for verdict in listener.verdicts:
+        for verdict in heard.verdicts:
             assert verdict.decision is not Decision.PASS or not truth_is_bad(7, verdict.part, 0.3)
     _leave_an_open_trigger(tmp_path / "state")
-    line = RunningLine(recipe, tmp_path / "state", runtime_dir)
-    listener = Listener(line.endpoint)
-    listener.start()
-    try:
-        wait_until(lambda: listener.passes() > 0, PASS_WITHIN_S)
+    with RunningLine(recipe, tmp_path / "state", runtime_dir) as line, Listener(line.endpoint) as heard:
+        wait_until(lambda: passes(heard) > 0, PASS_WITHIN_S)
         assert line.stop() == 0
-    finally:
-        line.close()
-        listener.stop()
     counts = assert_ledger_is_whole(tmp_path / "state", [])
     assert counts["restart"] >= 1
 
