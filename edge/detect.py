@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import asdict, replace
 
@@ -63,14 +62,13 @@ def open_detectors(plan: LinePlan) -> dict[str, Detector]:
     Raises MasklineError when a backend cannot be had.
     """
     settings = plan.recipe.engine
-    threads = settings.threads or max(1, (os.cpu_count() or 2) - 1)
     loaded: dict[tuple[str, str], Backend] = {}
 
     def engine(station: StationPlan, mask_plan: str) -> Backend:
         key = (station.bundle.sha256, mask_plan)
         if key not in loaded:
             backend = open_backend(settings.backend, null_delay_ms=settings.null_delay_ms)
-            backend.load(station.bundle, mask_plan, precision=settings.precision, threads=threads, batch=1)
+            backend.load(station.bundle, mask_plan, precision=settings.precision, threads=settings.threads, batch=1)
             backend.warm_up()
             loaded[key] = backend
         return loaded[key]

@@ -94,6 +94,8 @@ class Gate:
             for verdict, payload in self._write(turn, run):
                 self.publisher.send_multipart([topic(VERDICT, verdict.line, verdict.lane), payload])
                 self.counters[verdict.decision.value.lower()] += 1
+                if verdict.reason:
+                    self.counters[f"uninspected.{verdict.reason.value}"] += 1
         self._report_open(0)
         self.heartbeat()
 
