@@ -103,15 +103,18 @@ class Slab:
     `layouts` maps each station to its layout; every process computes it from the same recipe.
     """
 
-    def __init__(self, fd: int, layouts: Mapping[str, SlotLayout]) -> None:
-        """Map an existing slab. Raises ResourceError if the file is no slab of this version or too small."""
+    def __init__(self, fd: int, layouts: Mapping[str, SlotLayout], *, populate: bool = False) -> None:
+        """Map an existing slab. `populate`: all pages now, so that no frame pays for the first touch of its slot.
+
+        Raises ResourceError if the file is no slab of this version or too small.
+        """
         self.fd = fd
         size = slab_bytes(layouts)
         if os.fstat(fd).st_size < size:
             raise ResourceError(
                 f"the slab has {os.fstat(fd).st_size} bytes, the recipe needs {size}: not the same recipe"
             )
-        self._map = mmap.mmap(fd, size)
+        self._map = mmap.mmap(fd, size, mmap.MAP_SHARED | (mmap.MAP_POPULATE if populate else 0))
         self.head = np.frombuffer(self._map, _HEAD, 1)[0]
         if int(self.head["magic"]) != MAGIC or int(self.head["version"]) != VERSION:
             raise ResourceError(f"the file descriptor {fd} is no slab of version {VERSION}")

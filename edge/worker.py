@@ -27,7 +27,7 @@ from edge.logs import configure_logs
 from edge.messages import MAX_MESSAGE_BYTES, FrameRef, Message, ProtocolError, decode, encode
 from edge.paths import calibration_path
 from edge.plan import LinePlan, plan_line
-from edge.processes import Process, capture
+from edge.processes import GATE, Process, capture
 from edge.settings import Recipe
 from edge.slab import Orphans, Slab, State
 
@@ -232,7 +232,7 @@ def main() -> None:
         plan = plan_line(recipe)
         process = next(p for p in plan.processes if p.name == name)
         os.nice(process.niceness)
-        slab = Slab(int(os.environ["MASKLINE_SLAB_FD"]), plan.layouts)
+        slab = Slab(int(os.environ["MASKLINE_SLAB_FD"]), plan.layouts, populate=name != GATE)  # it sees no pixels
         worker = Worker(process, plan, slab, runtime_dir, Path(os.environ["MASKLINE_LINE_STATE_DIR"]))
         worker.beat()
         run: Callable[[Worker], None] = importlib.import_module(process.entry).run

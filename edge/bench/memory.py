@@ -35,15 +35,15 @@ def run(progress: Progress = lambda _: None, frames: int = FRAMES) -> dict[str, 
             start = time.monotonic()
             while line.popen.poll() is None:
                 for name, pid in {**line.children(), "supervisor": line.popen.pid}.items():
-                    if (resident := _resident_mib(pid)) is not None:
-                        samples.setdefault(name, []).append((time.monotonic() - start, resident))
+                    if (now_mib := _resident_mib(pid)) is not None:
+                        samples.setdefault(name, []).append((time.monotonic() - start, now_mib))
                 progress(f"about {min(frames, int((time.monotonic() - start) * RATE_HZ))} of {frames} frames")
                 time.sleep(1.0)
             if line.popen.returncode != 0:
                 raise RuntimeError(f"the line failed:\n{line.log.read_text()}")
-    figures = {f"pipeline.rss_{name}_mib": values[-2][1] for name, values in samples.items()}
-    slopes = {name: _slope_per_1000(values) for name, values in samples.items()}
-    return {"pipeline.rss_slope_mib_per_1000": max(slopes.values()), **figures}
+    slopes = {f"pipeline.rss_slope_{name}_mib_per_1000": _slope_per_1000(values) for name, values in samples.items()}
+    resident = {f"pipeline.rss_{name}_mib": values[-2][1] for name, values in samples.items()}
+    return {"pipeline.rss_slope_mib_per_1000": max(slopes.values()), **slopes, **resident}
 
 
 def _slope_per_1000(samples: list[tuple[float, float]]) -> float:
