@@ -178,13 +178,13 @@ def watch(
     ],
 ) -> None:
     """Show verdicts as they come, and silence when they do not."""
-    from edge.paths import verdict_endpoint
+    from edge.paths import runtime_dir, verdict_endpoint
     from edge.show import Watcher
     from edge.verdicts import Subscriber
 
     watcher = Watcher(Console(soft_wrap=True))
     try:
-        with Subscriber(endpoint if "://" in endpoint else verdict_endpoint(endpoint)) as line:
+        with Subscriber(endpoint if "://" in endpoint else verdict_endpoint(runtime_dir(endpoint))) as line:
             for event in line:
                 watcher.show(event)
     except ValueError as error:

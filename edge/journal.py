@@ -51,7 +51,6 @@ CREATE TABLE verdicts (
 CREATE TABLE late_results (
     run INTEGER NOT NULL, station TEXT NOT NULL, number INTEGER NOT NULL, decision TEXT NOT NULL, reason TEXT,
     score REAL, threshold REAL, arrived_ns INTEGER NOT NULL);
-CREATE TABLE events (utc_ns INTEGER NOT NULL, event TEXT NOT NULL, detail TEXT NOT NULL);
 """
 
 
@@ -210,10 +209,6 @@ class Journal:
         """Whether the part was answered."""
         row = self._db.execute("SELECT 1 FROM verdicts WHERE run=? AND lane=? AND part=?", (run, lane, part))
         return row.fetchone() is not None
-
-    def event(self, event: str, detail: str) -> None:
-        """Write one line of the audit trail."""
-        self.write(lambda db: db.execute("INSERT INTO events VALUES (?, ?, ?)", (time.time_ns(), event, detail)))
 
     def close(self) -> None:
         """Make all durable and let go of the lock."""

@@ -105,7 +105,7 @@ def run(worker: Worker) -> None:
     cv2.setNumThreads(1)
     worker.inbox()
     calibration = worker.calibration()
-    limits = calibration.stations if calibration else {}
+    limits, calibration_sha256 = (calibration.stations, calibration.sha256) if calibration else ({}, "")
     judges = {name: Judge(plan, limits.get(name)) for name, plan in worker.plan.stations.items()}
     warned: set[str] = set()
     worker.ready()
@@ -120,7 +120,7 @@ def run(worker: Worker) -> None:
             if judgement.reason is Reason.UNCALIBRATED and frame.station not in warned:
                 warned.add(frame.station)
                 worker.log.warning("uncalibrated", station=frame.station, why=judge.mismatch(frame.engine))
-        _answer(worker, frame, judgement, calibration.sha256 if calibration else "")
+        _answer(worker, frame, judgement, calibration_sha256)
 
 
 def _answer(worker: Worker, frame: FrameRef, judgement: Judgement, calibration: str) -> None:

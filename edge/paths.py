@@ -38,9 +38,9 @@ def state_dir(line: str) -> Path:
     return Path(base).expanduser().absolute() / line
 
 
-def verdict_endpoint(line: str) -> str:
-    """Where the gate of a line on this machine publishes."""
-    return f"ipc://{runtime_dir(line)}/verdicts"
+def verdict_endpoint(folder: Path) -> str:
+    """Where the gate publishes for everyone on this machine: a socket in the runtime folder of its line."""
+    return f"ipc://{folder}/verdicts"
 
 
 def calibration_path(state_dir: Path) -> Path:

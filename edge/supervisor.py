@@ -22,7 +22,7 @@ import structlog
 from calib.calibration import Calibration, load_calibration, save_calibration
 from edge.errors import EXIT_BUSY, EXIT_CONFIG, LineBusyError, MasklineError, RecipeError, ResourceError
 from edge.notify import Notifier
-from edge.paths import calibration_path, make_private
+from edge.paths import calibration_path, make_private, verdict_endpoint
 from edge.plan import plan_line
 from edge.processes import GATE, Process
 from edge.settings import Recipe
@@ -107,7 +107,7 @@ class Supervisor:
     @property
     def endpoint(self) -> str:
         """Where the gate of this line publishes."""
-        return f"ipc://{self.runtime_dir}/verdicts"
+        return verdict_endpoint(self.runtime_dir)
 
     def request_stop(self) -> None:
         """Ask `run` to drain and return."""

@@ -15,7 +15,7 @@ from edge.detect import open_detectors
 from edge.journal import open_for_reading
 from edge.judge import provenance
 from edge.messages import Verdict, decode
-from edge.paths import calibration_path, journal_path, make_private
+from edge.paths import calibration_path, journal_path, make_private, verdict_endpoint
 from edge.plan import plan_line
 from edge.settings import Recipe, load_recipe
 
@@ -69,7 +69,7 @@ class RunningLine:
     @property
     def endpoint(self) -> str:
         """Where it publishes."""
-        return f"ipc://{self.runtime_dir}/{self.name}/verdicts"
+        return verdict_endpoint(self.runtime_dir / self.name)
 
     def children(self) -> dict[str, int]:
         """Process name -> pid, of every process of the table that runs."""

@@ -25,7 +25,7 @@ from calib.calibration import Calibration, load_calibration
 from edge.errors import MasklineError
 from edge.logs import configure_logs
 from edge.messages import MAX_MESSAGE_BYTES, FrameRef, Message, ProtocolError, decode, encode
-from edge.paths import calibration_path
+from edge.paths import calibration_path, verdict_endpoint
 from edge.plan import LinePlan, plan_line
 from edge.processes import GATE, Process, capture
 from edge.settings import Recipe
@@ -118,7 +118,7 @@ class Worker:
     @property
     def verdict_endpoint(self) -> str:
         """Where the gate publishes for everyone on this machine."""
-        return self._endpoint("verdicts")
+        return verdict_endpoint(self.runtime_dir)
 
     def calibration(self) -> Calibration | None:
         """The calibration that was there when the line started, or None: one that is made meanwhile waits for the next

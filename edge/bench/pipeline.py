@@ -114,8 +114,8 @@ def run_line(recipe: Path, timeout_s: float) -> list[Verdict]:
 
 def _inline(recipe: Path, frames: int) -> dict[str, float]:
     """Milliseconds of the same functions in a row, at the same pace, and of a plain copy of the frame."""
-    plan = plan_line(load_recipe(recipe)).stations["cam"]
-    detector = open_detectors(plan_line(load_recipe(recipe)))["cam"]
+    line = plan_line(load_recipe(recipe))
+    plan, detector = line.stations["cam"], open_detectors(line)["cam"]
     calibration = load_calibration(calibration_path(recipe.parent / "state"))
     assert calibration is not None, "write_recipe wrote it"
     limits = calibration.stations["cam"]

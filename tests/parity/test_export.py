@@ -129,7 +129,6 @@ def test_a_graph_that_is_none_is_refused(tmp_path: Path) -> None:
         open_backend("openvino").load(load_bundle(ZOO / "null"), "x1", precision="f32", threads=1, batch=1)
 
 
-@pytest.mark.skipif(not (ZOO / "texture-s" / "manifest.json").exists(), reason="no weights yet")
 def test_the_bundle_that_ships_equals_torch_and_repaints() -> None:
     bundle = load_bundle(ZOO / "texture-s")
     from engines.textures import canvas
