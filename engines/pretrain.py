@@ -5,7 +5,7 @@
 
 Stopped at any time, the same command goes on from the last checkpoint in RUN. `--cooldown-from STEP` ends a run early:
 it starts the decay of the learning rate at that step, so that steps, seed and that number describe the weights
-completely. RUN/log.jsonl has the losses, RUN/pictures the repainted tiles. The photograph `gravel` is never trained on.
+completely. RUN/log.jsonl has the losses, RUN/pictures the repainted tiles. The photograph `brick` is never trained on.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def photograph(name: str) -> Pixels:
 
 
 def photographs() -> list[Pixels]:
-    """What may be trained on: the left halves of `brick` and `grass`, uint8 [512, 256]."""
-    return [photograph(name)[:, :TRAINING_COLUMNS] for name in ("brick", "grass")]
+    """What may be trained on: the left halves of `grass` and `gravel`, uint8 [512, 256]."""
+    return [photograph(name)[:, :TRAINING_COLUMNS] for name in ("grass", "gravel")]
 
 
 class TextureStream:
@@ -95,9 +95,9 @@ class TextureStream:
 
 
 def watched(tile_px: int) -> torch.Tensor:
-    """Tiles for watching: gravel, held-out textures, right halves of the photographs: uint8 [N, h, w, 1]."""
+    """Tiles for watching: held-out textures, brick, right halves of the other photographs: uint8 [N, h, w, 1]."""
     tiles = [canvas(HELD_OUT_SERIES, k, tile_px) for k in range(12)]
-    for name, left in (("gravel", 0), ("gravel", 256), ("brick", 256), ("grass", 256)):
+    for name, left in (("brick", 0), ("brick", 256), ("grass", 256), ("gravel", 256)):
         tiles.append(photograph(name)[100 : 100 + tile_px, left : left + tile_px])
     return torch.from_numpy(np.stack(tiles)[..., None])
 
@@ -123,7 +123,7 @@ def pretrain(
             line["s_per_step"] = (time.monotonic() - began) / len(errors)
             if trainer.step % every == 0 or trainer.step == last:
                 picture, line["watched"] = montage(trainer.averaged, shown)
-                line["gravel"] = montage(trainer.averaged, shown[12:14])[1]
+                line["brick"] = montage(trainer.averaged, shown[12:14])[1]
                 write_picture(out / "pictures" / f"{trainer.step:06d}.png", _two_rows(picture, len(shown)))
                 trainer.save(out)
             with (out / "log.jsonl").open("a") as log:

@@ -82,8 +82,9 @@ def _plane(rng: Rng, size: int) -> Plane:
 
 
 def _photograph(image: Image, rng: Rng) -> npt.NDArray[np.uint8]:
-    """Light, contrast, lens and sensor: unit-variance float32 to uint8."""
+    """Negative or not, light, contrast, lens and sensor: unit-variance float32 to uint8."""
     size = image.shape[0]
+    image = image * np.float32(rng.choice([-1, 1]))
     image = np.tanh(image * np.float32(rng.uniform(0.3, 1.0))) if rng.random() < 0.5 else image
     image = _unit(image)
     if rng.random() < 0.5:
@@ -220,16 +221,23 @@ def knit(p: Plane) -> Image:
 
 
 def bricks(p: Plane) -> Image:
-    """Bricks or tiles in running or stacked bond, with mortar and a tone each."""
-    a, b = p.rng.uniform(24, 90), p.rng.uniform(14, 50)
+    """Bricks or tiles in running or stacked bond, laid more or less exactly, with mortar, a tone and a relief each."""
+    b = np.exp(p.rng.uniform(np.log(14), np.log(90)))
+    a = np.clip(b * p.rng.uniform(1, 4), 24, 240)
+    slack = np.float32(p.rng.choice([0, p.rng.uniform(0, 0.25)]))
     j = np.floor(p.v / b)
-    u = p.u / a + np.mod(j, 2) * np.float32(p.rng.choice([0, 0.5, 0.33]))
+    u = p.u / a + np.mod(j, 2) * np.float32(p.rng.choice([0, 0.5, 0.33])) + slack * _hash(0 * j, j, p.rng)
     i = np.floor(u)
-    du, dv = (0.5 - np.abs(u - i - 0.5)) * np.float32(a), (0.5 - np.abs(p.v / b - j - 0.5)) * np.float32(b)
-    joint = np.clip(np.minimum(du, dv) / np.float32(p.rng.uniform(1, 4)), 0, 1)
+    ends = p.rng.random(997, dtype=np.float32)
+    left, right = (k + slack * (_scatter(ends, k * 31 + j * 57) - np.float32(0.5)) for k in (i, i + 1))
+    du, dv = np.minimum(u - left, right - u) * a, (0.5 - np.abs(p.v / b - j - 0.5)) * b
+    width, soft = p.rng.uniform(0, 0.08) * b, p.rng.uniform(1, 4)
+    joint = np.clip((np.minimum(du, dv) - width) / soft, 0, 1)
     tone = np.float32(p.rng.uniform(0, 0.8)) * _hash(i, j, p.rng)
+    upper_edge = (dv < width + soft + 2) & (np.mod(p.v / b, 1) < 0.5)
+    light = np.float32(p.rng.choice([0, p.rng.uniform(-0.5, 0.5)])) * upper_edge
     rough = np.float32(p.rng.uniform(0, 0.3)) * grey_field(p.rng, p.size, p.rng.uniform(0.3, 1.2))
-    drawn: Image = joint * (1 + tone) + rough
+    drawn: Image = (joint * (1 + tone) + light + rough).astype(np.float32)
     return drawn
 
 
