@@ -50,7 +50,7 @@ def options(
 def check(recipe: RecipeArgument) -> None:
     """Check a recipe: print it as it is resolved, and its hash; or say which field is wrong (exit code 78)."""
     from edge.plan import plan_line
-    from edge.settings import load_recipe
+    from edge.recipes import load_recipe
 
     resolved = load_recipe(recipe)
     plan = plan_line(resolved)
@@ -76,7 +76,7 @@ def run(
     """Run a line until it is stopped (SIGTERM, Ctrl-C) or its sources end."""
     from edge.logs import configure_logs
     from edge.paths import runtime_dir
-    from edge.settings import load_recipe
+    from edge.recipes import load_recipe
     from edge.show import show_while_running
     from edge.supervisor import Supervisor
 
@@ -144,7 +144,7 @@ def calibrate(
     from calib.fitting import Targets
     from calib.run import calibrate as compute
     from edge.paths import calibration_path, make_private
-    from edge.settings import load_recipe
+    from edge.recipes import load_recipe
 
     resolved = load_recipe(recipe)
     path = calibration_path(make_private(_state(resolved.line, state_dir)))
@@ -203,8 +203,8 @@ def report(
 ) -> None:
     """Write the report of a run: one HTML file with pictures of rejects, misses and some passes."""
     from calib.report import summarise, write_report
+    from edge.recipes import load_recipe
     from edge.report import collect_run
-    from edge.settings import load_recipe
 
     collected = collect_run(_state(load_recipe(recipe).line, state_dir), truth, run)
     write_report(collected, out)

@@ -17,7 +17,8 @@ from edge.judge import provenance
 from edge.messages import Verdict, decode
 from edge.paths import calibration_path, journal_path, make_private, verdict_endpoint
 from edge.plan import plan_line
-from edge.settings import Recipe, load_recipe
+from edge.recipes import load_recipe
+from edge.settings import Recipe
 
 __all__ = ["RunningLine", "calibrate_by_hand", "journal_verdicts", "wait_until"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edge.settings import load_recipe
+from edge.recipes import load_recipe
 from edge.testing import RunningLine, calibrate_by_hand, journal_verdicts, wait_until
 
 __all__ = ["RunningLine", "calibrate_marker", "journal_verdicts", "marker_recipe", "wait_until"]

@@ -25,7 +25,7 @@ from edge.judge import Judge
 from edge.messages import Verdict
 from edge.paths import calibration_path
 from edge.plan import plan_line
-from edge.settings import load_recipe
+from edge.recipes import load_recipe
 from edge.sources.marker import background
 from edge.testing import RunningLine, calibrate_by_hand, journal_verdicts
 from edge.tiling import prepare

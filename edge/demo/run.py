@@ -23,8 +23,8 @@ from edge.errors import ResourceError
 from edge.logs import configure_logs
 from edge.paths import calibration_path, make_private
 from edge.plan import LinePlan, plan_line
+from edge.recipes import load_recipe, shipped_recipe
 from edge.report import collect_run
-from edge.settings import load_recipe, shipped_recipe
 from edge.show import show_while_running
 from edge.supervisor import Supervisor
 from edge.verdict import Decision

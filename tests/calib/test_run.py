@@ -18,8 +18,9 @@ from edge.detect import open_detectors
 from edge.errors import CalibrationError, SourceError
 from edge.judge import provenance
 from edge.plan import plan_line
+from edge.recipes import load_recipe
 from edge.recording import RecordedTruth, RecordingWriter
-from edge.settings import Frame, Recipe, load_recipe
+from edge.settings import Frame, Recipe
 
 STATION = """
 [[stations]]

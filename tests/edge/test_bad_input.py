@@ -22,7 +22,7 @@ import zmq
 from calib.calibration import load_calibration, save_calibration
 from edge.messages import Trigger, Verdict, encode
 from edge.paths import calibration_path
-from edge.settings import load_recipe
+from edge.recipes import load_recipe
 from edge.testing import RunningLine, calibrate_by_hand, journal_verdicts, wait_until
 from edge.verdict import Decision, GateState, Reason
 from engines.bundle import find_bundle, load_bundle, write_bundle

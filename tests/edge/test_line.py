@@ -11,7 +11,7 @@ import pytest
 from edge.journal import open_for_reading
 from edge.messages import Heartbeat, Verdict
 from edge.paths import journal_path
-from edge.settings import load_recipe
+from edge.recipes import load_recipe
 from edge.sources.truth import truth_is_bad
 from edge.testing import RunningLine, journal_verdicts, wait_until
 from edge.verdict import Decision, GateState

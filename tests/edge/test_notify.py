@@ -21,7 +21,7 @@ from edge.errors import EXIT_CONFIG
 from edge.notify import Notifier
 from edge.paths import calibration_path
 from edge.processes import process_table
-from edge.settings import load_recipe
+from edge.recipes import load_recipe
 from tests.support import RunningLine, calibrate_marker, marker_recipe, wait_until
 
 START_WITHIN_S = 40.0

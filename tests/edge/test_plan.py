@@ -10,7 +10,7 @@ import pytest
 
 from edge.errors import RecipeError
 from edge.plan import plan_line
-from edge.settings import load_recipe
+from edge.recipes import load_recipe
 from tests.support import marker_recipe
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from edge.errors import EXIT_CONFIG
 from edge.processes import process_table
-from edge.settings import Deadline, load_recipe
+from edge.recipes import load_recipe
+from edge.settings import Deadline
 from tests.support import marker_recipe
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,7 +12,8 @@ import pytest
 
 from edge.errors import BundleError, RecipeError
 from edge.plan import plan_line
-from edge.settings import Mode, Recipe, load_recipe, scoring_sha256, shipped_recipe
+from edge.recipes import load_recipe, shipped_recipe
+from edge.settings import Mode, Recipe, scoring_sha256
 from engines.bundle import ZOO, load_bundle, write_bundle
 
 WHOLE = """
