@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from calib.calibration import Calibration, LevelsSeen, Provenance, StationCalibration
 from calib.thresholds import MIN_HELD_OUT, PixelHistogram, fit_threshold
 from edge import __version__
-from edge.anomaly import ErrorMapper, ErrorMapSpec, ScoreSpec, view_score
+from edge.anomaly import ErrorMapper
 from edge.errors import CalibrationError
+from edge.scores import view_score
 from edge.tiling import frame_levels
+from engines.bundle import ErrorMap, Score
 
 __all__ = ["GoodView", "StationSpec", "Targets", "assemble", "fit_station"]
 
@@ -40,8 +42,8 @@ class GoodView:
 class StationSpec:
     """How a station's maps and scores are made, and what with."""
 
-    error_map: ErrorMapSpec
-    score: ScoreSpec
+    error_map: ErrorMap
+    score: Score
     provenance: Provenance
     ignore: NDArray[np.bool_] | None = None
     """bool [N, h, w]: pixels that are not judged."""
@@ -119,7 +121,7 @@ def fit_station(
             f"{count} good parts, of which {max(0, count - fitting)} would be held out: at least {MIN_HELD_OUT} must"
             f" be, so give at least {2 * MIN_HELD_OUT} parts; a few hundred are better"
         )
-    seen = _Seen(spec, PixelHistogram(spec.error_map.ssim_weight + spec.error_map.l1_weight))
+    seen = _Seen(spec, PixelHistogram(spec.error_map.largest))
     for index, view in enumerate(views):
         seen.look(view)
         if index < fitting:

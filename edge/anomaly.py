@@ -1,9 +1,13 @@
-"""From a tile and its reconstruction to an anomaly map, a score and boxes: pure functions on arrays.
+"""From a tile and its reconstruction to an anomaly map: pure functions on arrays.
 
-The map of a tile is `ssim_weight * (1 - SSIM) / 2 + l1_weight * |tile - reconstruction|`, both averaged over the
-channels, then opened. (1 - SSIM) / 2 and the absolute difference both lie in [0, 1], so the map lies in
+Kind `ssim_l1` is `ssim_weight * (1 - SSIM) / 2 + l1_weight * |tile - reconstruction|`, both averaged over the channels,
+then opened. (1 - SSIM) / 2 and the absolute difference both lie in [0, 1], so the map lies in
 [0, ssim_weight + l1_weight]. Comparing by SSIM and L1 together and removing specks by opening follow Dini & Rahtu,
 "Detecting Anomalies in Textured Images Using Modified Transformer Masked Autoencoder"; the exact scaling is ours.
+
+Kind `smoothed` is the absolute or squared difference, averaged over the channels and smoothed by a Gaussian, as Bauer,
+"Self-Supervised Training with Autoencoders for Visual Anomaly Detection", does; of squares the root is taken, which
+changes no order and leaves the map on the scale of the pixels, in [0, 1].
 
 SSIM is that of Wang et al. 2004 with a uniform window, pinned to what scikit-image computes with
 `structural_similarity(a, b, win_size=window, data_range=1.0, full=True)`: sample covariance (divided by n - 1),
@@ -13,68 +17,25 @@ K1 = 0.01, K2 = 0.03, and pixels mirrored at the border with the edge repeated (
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.tiling import Box, PreparePlan, boxes_to_frame
+from engines.bundle import ErrorMap, SmoothedMap, SsimL1Map
 
-__all__ = [
-    "SPECK_PX",
-    "ErrorMapSpec",
-    "ErrorMapper",
-    "NotFiniteError",
-    "ScoreSpec",
-    "ViewScore",
-    "boxes",
-    "error_map",
-    "opening",
-    "score",
-    "ssim_map",
-    "view_boxes",
-    "view_score",
-]
+__all__ = ["ErrorMapper", "Map", "NotFiniteError", "error_map", "opening", "ssim_map"]
 
 Map = NDArray[np.float32]
 
 _C1 = 0.01**2
 _C2 = 0.03**2
 _LOWEST = float(np.finfo(np.float32).min)
-MAX_BOXES = 32
-"""At most so many boxes are reported per map or view, the largest ones: a covered lens has thousands."""
-SPECK_PX = 9
-"""Smaller areas of a view are in no box: a few pixels of every good part lie above the map's threshold too."""
 
 
 class NotFiniteError(ValueError):
     """A reconstruction holds NaN or infinity. It must never become a score: every comparison with NaN is false."""
-
-
-class ErrorMapSpec(Protocol):
-    """What a bundle's manifest says of its error map."""
-
-    @property
-    def ssim_window(self) -> int: ...
-    @property
-    def ssim_weight(self) -> float: ...
-    @property
-    def l1_weight(self) -> float: ...
-    @property
-    def opening_px(self) -> int: ...
-
-
-class ScoreSpec(Protocol):
-    """What a bundle's manifest says of its score: "mean", "max", "topk" (mean of the k largest) or "area"."""
-
-    @property
-    def kind(self) -> str: ...
-    @property
-    def k(self) -> int: ...
-    @property
-    def map_quantile(self) -> float: ...
 
 
 def _aligned_planes(count: int, height: int, width: int) -> list[Map]:
@@ -181,15 +142,78 @@ def opening(source: Map, size: int, out: Map | None = None) -> Map:
     return out
 
 
+class _Comparison(Protocol):
+    """One kind of error map, in buffers made once."""
+
+    def compare(self, tile: NDArray[np.uint8], reconstruction: Map, out: Map) -> None:
+        """Fill `out` [h, w] with the error of `reconstruction` float32 [h, w, C] against `tile` uint8 [h, w, C]."""
+
+    def clean(self, error: Map, out: Map) -> None:
+        """What follows once ignored pixels are 0: fill `out` with `error` opened or smoothed."""
+
+
+class _SsimL1:
+    def __init__(self, spec: SsimL1Map, height: int, width: int) -> None:
+        self._spec = spec
+        self._ssim = _Ssim(height, width, spec.ssim_window)
+        (self._plane,) = _aligned_planes(1, height, width)
+
+    def compare(self, tile: NDArray[np.uint8], reconstruction: Map, out: Map) -> None:
+        plane, ssim, channels = self._plane, self._ssim, tile.shape[2]
+        half, l1 = 0.5 * self._spec.ssim_weight / channels, self._spec.l1_weight / channels
+        for channel in range(channels):
+            np.copyto(plane, tile[..., channel])
+            plane *= np.float32(1 / 255)
+            offset = _offset(plane)
+            np.subtract(plane, reconstruction[..., channel], out=ssim.difference)
+            np.add(plane, reconstruction[..., channel], out=ssim.sum)
+            ssim.sum -= np.float32(2 * offset)
+            ssim.fill(offset, plane)
+            np.abs(ssim.difference, out=ssim.difference)
+            weighted = out if channel == 0 else plane
+            cv2.addWeighted(plane, -half, ssim.difference, l1, half, dst=weighted)
+            if channel > 0:
+                out += plane
+
+    def clean(self, error: Map, out: Map) -> None:
+        opening(error, self._spec.opening_px, out)
+
+
+class _Smoothed:
+    def __init__(self, spec: SmoothedMap, height: int, width: int) -> None:
+        self._spec = spec
+        (self._plane,) = _aligned_planes(1, height, width)
+
+    def compare(self, tile: NDArray[np.uint8], reconstruction: Map, out: Map) -> None:
+        plane, channels = self._plane, tile.shape[2]
+        out.fill(0)
+        for channel in range(channels):
+            np.copyto(plane, tile[..., channel])
+            plane *= np.float32(1 / 255)
+            plane -= reconstruction[..., channel]
+            if self._spec.norm == "l1":
+                np.abs(plane, out=plane)
+            else:
+                plane *= plane
+            out += plane
+        out *= np.float32(1 / channels)
+
+    def clean(self, error: Map, out: Map) -> None:
+        sigma = self._spec.sigma_px
+        cv2.GaussianBlur(error, (0, 0), sigma, dst=out, borderType=cv2.BORDER_REFLECT)
+        if self._spec.norm == "l2":
+            np.sqrt(out, out=out)
+
+
 class ErrorMapper:
     """Fills error maps for tiles of one shape, one by one in buffers that stay in the cache. Belongs to one thread."""
 
-    def __init__(self, spec: ErrorMapSpec, tile_shape: tuple[int, int, int]) -> None:
+    def __init__(self, spec: ErrorMap, tile_shape: tuple[int, int, int]) -> None:
         height, width, _ = tile_shape
-        self.spec = spec
-        self.tile_shape = tile_shape
-        self._ssim = _Ssim(height, width, spec.ssim_window)
-        self._plane, self._error = _aligned_planes(2, height, width)
+        self._comparison: _Comparison = (
+            _SsimL1(spec, height, width) if isinstance(spec, SsimL1Map) else _Smoothed(spec, height, width)
+        )
+        (self._error,) = _aligned_planes(1, height, width)
 
     def fill(
         self,
@@ -200,127 +224,23 @@ class ErrorMapper:
     ) -> Map:
         """Maps of `tiles` uint8 [N, h, w, C] and `reconstruction` float32 [N, h, w, C] in [0, 1], into `out` [N, h, w].
 
-        `ignore` bool [N, h, w]: pixels not to be judged, 0 in the map (before the opening, so that they feed nothing
-        into their neighbours). Raises NotFiniteError, naming the tile, when the reconstruction is no picture.
+        `ignore` bool [N, h, w]: pixels not to be judged, 0 in the map (before it is opened or smoothed, so that they
+        feed nothing into their neighbours). Raises NotFiniteError, naming the tile, when the reconstruction is no
+        picture.
         """
-        for i in range(len(tiles)):
-            self._fill_tile(tiles[i], reconstruction[i], i)
+        for i, repainted in enumerate(reconstruction):
+            if not math.isfinite(sum(cv2.sumElems(repainted))):
+                raise NotFiniteError(f"the reconstruction of tile {i} holds NaN or infinity")
+            self._comparison.compare(tiles[i], repainted, self._error)
             if ignore is not None:
                 self._error[ignore[i]] = 0
-            opening(self._error, self.spec.opening_px, out[i])
+            self._comparison.clean(self._error, out[i])
+            if ignore is not None:
+                out[i][ignore[i]] = 0
         return out
 
-    def _fill_tile(self, tile: NDArray[np.uint8], reconstruction: Map, index: int) -> None:
-        error, plane, ssim = self._error, self._plane, self._ssim
-        if not math.isfinite(sum(cv2.sumElems(reconstruction))):
-            raise NotFiniteError(f"the reconstruction of tile {index} holds NaN or infinity")
-        channels = tile.shape[2]
-        for channel in range(channels):
-            np.copyto(plane, tile[..., channel])
-            plane *= np.float32(1 / 255)
-            offset = _offset(plane)
-            np.subtract(plane, reconstruction[..., channel], out=ssim.difference)
-            np.add(plane, reconstruction[..., channel], out=ssim.sum)
-            ssim.sum -= np.float32(2 * offset)
-            ssim.fill(offset, plane)
-            np.abs(ssim.difference, out=ssim.difference)
-            half, l1 = 0.5 * self.spec.ssim_weight / channels, self.spec.l1_weight / channels
-            weighted = error if channel == 0 else plane
-            cv2.addWeighted(plane, -half, ssim.difference, l1, half, dst=weighted)
-            if channel > 0:
-                error += plane
 
-
-def error_map(tiles: NDArray[np.uint8], reconstruction: NDArray[np.float32], spec: ErrorMapSpec) -> Map:
+def error_map(tiles: NDArray[np.uint8], reconstruction: NDArray[np.float32], spec: ErrorMap) -> Map:
     """`ErrorMapper.fill` for once: allocates its buffers and the result, float32 [N, h, w]."""
     mapper = ErrorMapper(spec, (tiles.shape[1], tiles.shape[2], tiles.shape[3]))
     return mapper.fill(tiles, reconstruction, np.empty(tiles.shape[:3], np.float32))
-
-
-def score(
-    tile_map: Map, spec: ScoreSpec, threshold: float | None = None, ignore: NDArray[np.bool_] | None = None
-) -> float:
-    """One number for one map [h, w]: larger is worse.
-
-    "mean": over the judged pixels; "max"; "topk": mean of the `k` largest pixels; "area": pixels of the largest
-    8-connected area above `threshold`, which only this kind needs. A map without judged pixels scores 0.
-    """
-    if spec.kind == "max":
-        return float(tile_map.max())
-    if spec.kind == "mean":
-        judged = tile_map.size if ignore is None else tile_map.size - int(np.count_nonzero(ignore))
-        return float(cv2.sumElems(tile_map)[0]) / judged if judged else 0.0
-    if spec.kind == "topk":
-        k = min(spec.k, tile_map.size)
-        largest = np.partition(tile_map, -k, axis=None)[-k:]
-        largest.sort()  # the order of a sum decides its last bits, and partition promises no order
-        return float(largest.mean(dtype=np.float64))
-    if spec.kind == "area":
-        if threshold is None:
-            raise ValueError("a score of kind 'area' needs the map's threshold")
-        areas = _components(tile_map, threshold)[:, cv2.CC_STAT_AREA]
-        return float(areas.max(initial=0))
-    raise ValueError(f"score kind is {spec.kind!r}, expected 'mean', 'max', 'topk' or 'area'")
-
-
-def _components(picture: Map, threshold: float) -> NDArray[np.int32]:
-    """cv2's statistics, int32 [n, 5], of the 8-connected areas above `threshold`, without the background."""
-    if not float(picture.max()) > threshold:
-        return np.empty((0, 5), np.int32)
-    above = (picture > threshold).view(np.uint8)
-    stats = cv2.connectedComponentsWithStats(above, connectivity=8, ltype=cv2.CV_32S)[2]
-    return np.asarray(stats[1:], np.int32)
-
-
-def boxes(picture: Map, threshold: float, min_area_px: int = 1) -> list[Box]:
-    """Boxes around the areas of a map [h, w] above `threshold` with at least `min_area_px` pixels, largest area first.
-
-    At most MAX_BOXES.
-    """
-    stats = _components(picture, threshold)
-    stats = stats[stats[:, cv2.CC_STAT_AREA] >= min_area_px]
-    order = np.argsort(-stats[:, cv2.CC_STAT_AREA], kind="stable")[:MAX_BOXES]
-    return [Box(*(int(value) for value in stats[i, :4])) for i in order]
-
-
-def view_boxes(maps: Map, threshold: float, plan: PreparePlan, min_area_px: int = SPECK_PX) -> list[Box]:
-    """`boxes` of the maps [N, tile, tile] of one frame, in frame pixels: areas that cross tile borders are joined.
-
-    Where tiles overlap the larger value counts. Areas under `min_area_px` (prepared pixels) are left out. Allocates one
-    picture, and only when something is above the threshold.
-    """
-    peaks = maps.max(axis=(1, 2))
-    if not float(peaks.max()) > threshold:
-        return []
-    fused = np.zeros((plan.tiling.height, plan.tiling.width), np.float32)
-    for tile, box in zip(maps, plan.tiling.boxes, strict=True):
-        part = fused[box.rows, box.columns]
-        np.maximum(part, tile, out=part)
-    return boxes_to_frame(boxes(fused, threshold, min_area_px), plan)
-
-
-@dataclass(frozen=True)
-class ViewScore:
-    """What one frame comes to: the worst tile decides."""
-
-    score: float
-    tile: int
-    """Index of the tile that has the score, the first where several do."""
-    tile_scores: NDArray[np.float64] = field(repr=False, compare=False)
-    """[N]; 0 for tiles that the ignore mask covers."""
-
-
-def view_score(
-    maps: Map, spec: ScoreSpec, threshold: float | None = None, ignore: NDArray[np.bool_] | None = None
-) -> ViewScore:
-    """Score the maps [N, h, w] of one frame. Scores are per tile, before any fusion; the view's is the largest.
-
-    Raises NotFiniteError rather than return a score that compares as good.
-    """
-    scores = np.array(
-        [score(maps[i], spec, threshold, None if ignore is None else ignore[i]) for i in range(len(maps))], np.float64
-    )
-    if not np.isfinite(scores).all():
-        raise NotFiniteError(f"the score of tile {int(np.argmin(np.isfinite(scores)))} is not finite")
-    worst = int(np.argmax(scores))
-    return ViewScore(float(scores[worst]), worst, scores)

@@ -44,8 +44,7 @@ def picture_path(server_id: int, station: str, number: int) -> str:
 
 def map_full_scale(plan: StationPlan) -> float:
     """The largest value that an anomaly map of this station can have: what 65535 in its map.png stands for."""
-    spec = plan.bundle.manifest.error_map
-    return spec.ssim_weight + spec.l1_weight
+    return plan.bundle.manifest.error_map.largest
 
 
 def write_pictures(folder: Path, arrays: dict[str, NDArray[Any]], plan: StationPlan) -> None:

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from calib.calibration import StationCalibration
 from calib.thresholds import near_threshold
-from edge.anomaly import ErrorMapper, view_score
+from edge.anomaly import ErrorMapper
 from edge.messages import FrameRef
 from edge.plan import LinePlan, StationPlan
 from edge.processes import JUDGE
+from edge.scores import view_score
 from edge.verdict import Reason
 from edge.worker import Worker
 from engines.backends import Backend, open_backend

@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calib.calibration import Provenance, StationCalibration, levels_trouble, mismatch
-from edge.anomaly import SPECK_PX, ErrorMapper, NotFiniteError, view_boxes, view_score
+from edge.anomaly import ErrorMapper, NotFiniteError
 from edge.archive import backlog_limit, picture_path, wanted
 from edge.messages import Boxes, FrameRef, ViewResult
 from edge.plan import StationPlan
 from edge.processes import ARCHIVE, GATE
+from edge.scores import SPECK_PX, view_boxes, view_score
 from edge.settings import Mode, scoring_sha256
 from edge.tiling import frame_levels
 from edge.verdict import Decision, Reason

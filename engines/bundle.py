@@ -30,6 +30,8 @@ __all__ = [
     "MarkerArchitecture",
     "NullArchitecture",
     "Score",
+    "SmoothedMap",
+    "SsimL1Map",
     "Trained",
     "Window",
     "find_bundle",
@@ -77,8 +79,8 @@ class Window(_Frozen):
         return self
 
 
-class ErrorMap(_Frozen):
-    """How an anomaly map comes out of a tile and its reconstruction (see `edge.anomaly`)."""
+class SsimL1Map(_Frozen):
+    """SSIM and L1 together, opened (see `edge.anomaly`): what suits repainted patches."""
 
     kind: Literal["ssim_l1"] = "ssim_l1"
     ssim_window: Literal[7, 9, 11] = 7
@@ -87,10 +89,32 @@ class ErrorMap(_Frozen):
     opening_px: Literal[0, 2, 3, 4] = 0
 
     @model_validator(mode="after")
-    def _something(self) -> ErrorMap:
-        if self.ssim_weight + self.l1_weight <= 0:
+    def _something(self) -> SsimL1Map:
+        if self.largest <= 0:
             raise ValueError("one of ssim_weight and l1_weight must be above 0")
         return self
+
+    @property
+    def largest(self) -> float:
+        """The largest value that a map can have."""
+        return self.ssim_weight + self.l1_weight
+
+
+class SmoothedMap(_Frozen):
+    """The difference, smoothed by a Gaussian (see `edge.anomaly`): what suits networks that repaint all at once."""
+
+    kind: Literal["smoothed"] = "smoothed"
+    norm: Literal["l1", "l2"] = "l2"
+    sigma_px: float = Field(default=3.0, ge=0.5, le=64)
+
+    @property
+    def largest(self) -> float:
+        """The largest value that a map can have."""
+        return 1.0
+
+
+ErrorMap = Annotated[SsimL1Map | SmoothedMap, Field(discriminator="kind")]
+"""How an anomaly map comes out of a tile and its reconstruction."""
 
 
 class Score(_Frozen):
@@ -120,7 +144,7 @@ class Manifest(_Frozen):
     architecture: Annotated[MaeArchitecture | MarkerArchitecture | NullArchitecture, Field(discriminator="kind")]
     plans: tuple[str, ...] = PLANS
     window: Window = Window()
-    error_map: ErrorMap = ErrorMap()
+    error_map: ErrorMap = SsimL1Map()
     score: Score = Score()
     licence: str
     trained: Trained | None = None

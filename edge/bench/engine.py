@@ -24,10 +24,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.anomaly import error_map, score
+from edge.anomaly import error_map
 from edge.bench import Budget, Progress
 from edge.demo.defects import paint_any
 from edge.errors import MasklineError, RecipeError
+from edge.scores import score
 from engines.backends import Backend, open_backend
 from engines.bundle import GRAPH, Bundle, find_bundle, load_bundle
 from engines.plans import PLANS, Plan, named_plan

@@ -12,11 +12,12 @@ from test_calibration import provenance
 from calib.calibration import StationCalibration
 from calib.fitting import GoodView, StationSpec, Targets, assemble, fit_station
 from calib.thresholds import near_threshold
-from edge.anomaly import error_map, view_score
+from edge.anomaly import error_map
 from edge.errors import CalibrationError
-from engines.bundle import ErrorMap, Score
+from edge.scores import view_score
+from engines.bundle import Score, SsimL1Map
 
-SPEC = StationSpec(ErrorMap(opening_px=2), Score(kind="topk", k=20), provenance())
+SPEC = StationSpec(SsimL1Map(opening_px=2), Score(kind="topk", k=20), provenance())
 TILES = (2, 32, 32, 1)
 
 

@@ -1,32 +1,18 @@
-"""Maps and scores: SSIM against scikit-image, openings that stay in place, scores that can be counted by hand."""
+"""Anomaly maps: SSIM against scikit-image, openings that stay in place, smoothed differences."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter
 from skimage.metrics import structural_similarity
 
 from edge import anomaly as an
-from edge.tiling import Box, plan_prepare
+from engines.bundle import SmoothedMap, SsimL1Map
 
-
-@dataclass(frozen=True)
-class MapSpec:
-    ssim_window: int = 11
-    ssim_weight: float = 0.7
-    l1_weight: float = 0.3
-    opening_px: int = 0
-
-
-@dataclass(frozen=True)
-class Score:
-    kind: str = "max"
-    k: int = 10
+WEIGHTED = SsimL1Map(ssim_window=11, ssim_weight=0.7, l1_weight=0.3)
 
 
 def pictures(kind: str, channels: int) -> tuple[np.ndarray, np.ndarray]:
@@ -69,24 +55,24 @@ def test_ssim_equals_scikit_image_to_the_border(kind: str, channels: int, window
     expected = oracle_ssim(tile, reconstruction, window)
     found = an.ssim_map((tile / 255).astype(np.float32), reconstruction, window)
     np.testing.assert_allclose(found, expected, atol=1e-4)
-    spec = MapSpec(ssim_window=window, ssim_weight=2.0, l1_weight=0.0)
+    spec = SsimL1Map(ssim_window=window, ssim_weight=2.0, l1_weight=0.0)
     found = 1 - an.error_map(tile[None], reconstruction[None], spec)[0]
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_error_map_is_the_weighted_sum() -> None:
     tile, reconstruction = pictures("noise", 3)
-    found = an.error_map(tile[None], reconstruction[None], MapSpec())[0]
+    found = an.error_map(tile[None], reconstruction[None], WEIGHTED)[0]
     l1 = np.abs(tile / 255 - reconstruction).mean(axis=2)
     np.testing.assert_allclose(found, 0.35 * (1 - oracle_ssim(tile, reconstruction, 11)) + 0.3 * l1, atol=1e-4)
-    same = an.error_map(tile[None], (tile[None] / 255).astype(np.float32), MapSpec())
+    same = an.error_map(tile[None], (tile[None] / 255).astype(np.float32), WEIGHTED)
     np.testing.assert_allclose(same, 0, atol=1e-4)
 
 
 def test_maps_are_bit_equal_whatever_came_before_and_beside_them() -> None:
     tile, reconstruction = pictures("noise", 3)
     other, worse = pictures("half black half white", 3)
-    mapper = an.ErrorMapper(MapSpec(opening_px=2), tile.shape)
+    mapper = an.ErrorMapper(SsimL1Map(opening_px=2), tile.shape)
     first = mapper.fill(tile[None], reconstruction[None], np.empty((1, 64, 72), np.float32)).copy()
     both = mapper.fill(
         np.stack([other, tile]), np.stack([worse, reconstruction]), np.full((2, 64, 72), np.nan, np.float32)
@@ -96,9 +82,9 @@ def test_maps_are_bit_equal_whatever_came_before_and_beside_them() -> None:
 
 def test_ssim_window_must_fit() -> None:
     with pytest.raises(ValueError, match="window is 8"):
-        an.ErrorMapper(MapSpec(ssim_window=8), (64, 64, 1))
+        an.ssim_map(np.zeros((64, 64)), np.zeros((64, 64)), 8)
     with pytest.raises(ValueError, match="from 3 to 9"):
-        an.ErrorMapper(MapSpec(), (9, 64, 1))
+        an.ErrorMapper(WEIGHTED, (9, 64, 1))
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
@@ -131,13 +117,36 @@ def test_ignored_pixels_are_zero_and_feed_no_neighbour() -> None:
     tile, reconstruction = pictures("noise", 1)
     ignore = np.zeros((1, 64, 72), bool)
     ignore[0, 20:40, 10:30] = True
-    mapper = an.ErrorMapper(MapSpec(opening_px=3), tile.shape)
+    mapper = an.ErrorMapper(SsimL1Map(opening_px=3), tile.shape)
     out = np.empty((1, 64, 72), np.float32)
     mapper.fill(tile[None], reconstruction[None], out, ignore)
     assert not out[ignore].any()
     assert out[~ignore].any()
-    assert an.score(out[0], Score("mean"), ignore=ignore[0]) == pytest.approx(out.sum() / (~ignore).sum(), rel=1e-5)
-    assert an.score(out[0], Score("mean"), ignore=np.ones((64, 72), bool)) == 0
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+def test_a_smoothed_map_is_the_gaussian_mean_of_the_difference(norm: str, channels: int) -> None:
+    tile, reconstruction = pictures("noise", channels)
+    spec = SmoothedMap.model_validate({"norm": norm, "sigma_px": 2.0})
+    found = an.error_map(tile[None], reconstruction[None], spec)[0]
+    difference = np.abs(tile / 255 - reconstruction.astype(np.float64))
+    mean = (difference if norm == "l1" else difference**2).mean(axis=2)
+    smooth = gaussian_filter(mean, 2.0, mode="reflect")
+    np.testing.assert_allclose(found, smooth if norm == "l1" else np.sqrt(smooth), atol=1e-5)
+    assert found.max() <= spec.largest
+
+
+def test_a_smoothed_map_keeps_what_is_ignored_out() -> None:
+    tile, reconstruction = pictures("constant", 1)
+    reconstruction[20:40, 10:30] = 0  # an error that nobody asked about
+    ignore = np.zeros((1, 64, 72), bool)
+    ignore[0, 20:40, 10:30] = True
+    mapper = an.ErrorMapper(SmoothedMap(), tile.shape)
+    out = mapper.fill(tile[None], reconstruction[None], np.empty((1, 64, 72), np.float32), ignore)
+    beside = mapper.fill(tile[None], np.maximum(reconstruction, 0.5)[None], np.empty_like(out), ignore)
+    assert not out[ignore].any()
+    assert np.array_equal(out, beside)
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
@@ -145,64 +154,4 @@ def test_a_reconstruction_that_is_no_number_never_becomes_a_score(poison: float)
     tile, reconstruction = pictures("noise", 1)
     reconstruction[3, 4, 0] = poison
     with pytest.raises(an.NotFiniteError, match="tile 1"):
-        an.error_map(np.stack([tile] * 2), np.stack([tile / np.float32(255), reconstruction]), MapSpec(opening_px=2))
-    maps = np.zeros((2, 8, 8), np.float32)
-    maps[1, 2, 2] = np.nan
-    with pytest.raises(an.NotFiniteError, match="tile 1"):
-        an.view_score(maps, Score("max"))
-
-
-def spots() -> np.ndarray:
-    picture = np.zeros((20, 20), np.float32)
-    picture[2:5, 3:7] = 0.5  # 12 px
-    picture[10, 10] = picture[11, 11] = 0.9  # joined over the corner: 2 px
-    return picture
-
-
-@pytest.mark.parametrize(
-    ("spec", "expected"),
-    [
-        (Score("max"), 0.9),
-        (Score("mean"), (12 * 0.5 + 1.8) / 400),
-        (Score("topk", 4), (1.8 + 1.0) / 4),
-        (Score("topk", 1000), (12 * 0.5 + 1.8) / 400),
-        (Score("area"), 12),
-    ],
-)
-def test_scores_by_hand(spec: Any, expected: float) -> None:
-    assert an.score(spots(), spec, 0.4) == pytest.approx(expected, rel=1e-6)
-
-
-def test_area_above_the_threshold_only() -> None:
-    assert an.score(spots(), Score("area"), 0.5) == 2
-    assert an.score(spots(), Score("area"), 0.9) == 0
-    with pytest.raises(ValueError, match="needs the map's threshold"):
-        an.score(spots(), Score("area"))
-    with pytest.raises(ValueError, match="'median'"):
-        an.score(spots(), Score("median"))
-
-
-def test_boxes_largest_first_and_bounded() -> None:
-    assert an.boxes(spots(), 0.4) == [Box(3, 2, 4, 3), Box(10, 10, 2, 2)]
-    assert an.boxes(spots(), 0.4, min_area_px=3) == [Box(3, 2, 4, 3)]
-    assert an.boxes(spots(), 0.95) == []
-    dots = np.zeros((40, 40), np.float32)
-    dots[::2, ::2] = 1
-    assert len(an.boxes(dots, 0.5)) == an.MAX_BOXES
-
-
-def test_view_score_is_the_worst_tile() -> None:
-    maps = np.zeros((3, 20, 20), np.float32)
-    maps[1] = spots()
-    view = an.view_score(maps, Score("topk", 4), 0.4)
-    assert (view.tile, view.score) == (1, pytest.approx(0.7))
-    assert view.tile_scores.tolist() == [0, view.score, 0]
-
-
-def test_an_area_across_tiles_is_one_box_in_frame_pixels() -> None:
-    plan = plan_prepare((100, 180, 1), tile=20, overlap=4, region=Box(20, 10, 160, 80), scale=0.5)
-    full = np.zeros((plan.tiling.height, plan.tiling.width), np.float32)
-    full[8:12, 14:40] = 1
-    maps = np.stack([full[box.rows, box.columns] for box in plan.tiling.boxes])
-    assert an.view_boxes(maps, 0.5, plan) == [Box(20 + 28, 10 + 16, 52, 8)]
-    assert an.view_boxes(maps, 1.0, plan) == []
+        an.error_map(np.stack([tile] * 2), np.stack([tile / np.float32(255), reconstruction]), SsimL1Map(opening_px=2))

@@ -48,7 +48,7 @@ def test_a_changed_file_is_named_with_both_hashes(tmp_path: Path) -> None:
         ({"files": {"../x": "0" * 64}}, "plain file name"),
         ({"files": {}}, "network.onnx is missing"),
         ({"plans": ["x2"]}, "unknown"),
-        ({"error_map": {"ssim_window": 8}}, "ssim_window"),
+        ({"error_map": {"kind": "ssim_l1", "ssim_window": 8}}, "ssim_window"),
         ({"extra": 1}, "extra"),
         ({"format": 2}, "format"),
     ],
