@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -29,9 +30,11 @@ _KEPT_FOR_THE_SESSION = (b"multiprocessing.resource_tracker", b"multiprocessing.
 
 def pytest_configure() -> None:
     """Orphans of a killed supervisor become our children instead of init's: so they can be seen. And no test sends
-    OpenVINO's usage statistics: without this module its import does not try."""
+    OpenVINO's usage statistics: without this module its import does not try. No test is timed."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    hypothesis.settings.register_profile("maskline", deadline=None)
+    hypothesis.settings.load_profile("maskline")
 
 
 class _Module(pytest.Module):

@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from calib import metrics as me
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=1, max_size=40))
 def test_image_auroc_equals_scikit_learn_with_ties(parts: list[tuple[int, bool]]) -> None:
     scores, bad = [p[0] / 6 for p in parts], [p[1] for p in parts]

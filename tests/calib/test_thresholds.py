@@ -12,7 +12,7 @@ from calib import thresholds as th
 from edge.errors import CalibrationError
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 400), st.integers(1, 400), st.sampled_from([0.5, 0.9, 0.95, 0.999]))
 def test_bounds_equal_scipy(events: int, extra: int, confidence: float) -> None:
     trials = events + extra
@@ -94,7 +94,7 @@ def test_what_cannot_be_fitted_is_refused(scores: list[float], rate: float, conf
         th.fit_threshold(scores, rate, confidence)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 1000), st.sampled_from([0.5, 0.99, 0.999, 1.0]))
 def test_histogram_quantile_is_the_quantile_to_a_bin(seed: int, share: float) -> None:
     values = np.random.default_rng(seed).random((3, 40, 50), np.float32)

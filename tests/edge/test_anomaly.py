@@ -97,7 +97,7 @@ def test_opening_does_not_shift_the_map(size: int) -> None:
     assert np.array_equal(an.opening(picture, size), expected)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(2, 4), st.integers(0, 10_000))
 def test_opening_is_symmetric_idempotent_and_below_its_source(size: int, seed: int) -> None:
     picture = np.random.default_rng(seed).random((17, 23), np.float32)

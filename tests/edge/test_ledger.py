@@ -360,7 +360,7 @@ class World:
         assert closing_ns is None or closing_ns > self.now_ns, "a part is open past its time"
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.lists(EVENT, max_size=60))
 @example([("trigger", "s1", 0, 0, False), ("time", 120), ("time", 120), ("time", 120), ("trigger", "s2", 0, 0, False)])
 @example([("trigger", "s1", 0, 0, False), ("restart",), ("pass", "s2", 0), ("pass", "s1", -1), ("time", 100)])

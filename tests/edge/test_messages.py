@@ -78,7 +78,6 @@ def fields_of(message: Message) -> dict[str, Any]:
     return unpacked
 
 
-@settings(deadline=None)
 @given(MESSAGES)
 def test_every_type_arrives_as_it_was_sent(message: Message) -> None:
     data = encode(message)
@@ -86,20 +85,19 @@ def test_every_type_arrives_as_it_was_sent(message: Message) -> None:
     assert encode(decode(data, type(message))) == data
 
 
-@settings(deadline=None)
 @given(MESSAGES)
 def test_equal_messages_have_equal_bytes(message: Message) -> None:
     assert encode(dataclasses.replace(message)) == encode(message)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.binary(max_size=200))
 def test_noise_is_refused(data: bytes) -> None:
     with pytest.raises(ProtocolError):
         decode(data, *EVERY_TYPE)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(MESSAGES, st.data())
 def test_a_damaged_message_is_refused_or_still_well_formed(message: Message, data: st.DataObject) -> None:
     damaged = bytearray(encode(message))
@@ -113,7 +111,7 @@ def test_a_damaged_message_is_refused_or_still_well_formed(message: Message, dat
     assert decode(encode(found), type(found)) == found or "nan" in repr(found)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(MESSAGES, st.data())
 def test_any_value_in_any_field_is_refused_or_well_formed(message: Message, data: st.DataObject) -> None:
     anything = st.recursive(
@@ -133,7 +131,6 @@ def test_any_value_in_any_field_is_refused_or_well_formed(message: Message, data
         assert isinstance(getattr(found, name), allowed), name
 
 
-@settings(deadline=None)
 @given(MESSAGES, st.data())
 def test_a_truncated_message_is_refused(message: Message, data: st.DataObject) -> None:
     whole = encode(message)

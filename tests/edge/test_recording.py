@@ -198,7 +198,7 @@ def test_times_never_fall_and_numbers_fit(tmp_path: Path) -> None:
             out.trigger("top", 1 << 32, 11)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(at=st.floats(0, 1, exclude_max=True), junk=st.binary(min_size=1, max_size=12), cut=st.booleans())
 def test_damaged_bytes_never_do_more_than_damage(tmp_path: Path, at: float, junk: bytes, cut: bool) -> None:
     path = tmp_path / "a.mcap"

@@ -363,5 +363,5 @@ class LineOfSlots(RuleBasedStateMachine):
 
 TestSlotsAcrossDeaths: Any = LineOfSlots.TestCase
 TestSlotsAcrossDeaths.settings = settings(
-    max_examples=150, stateful_step_count=60, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=150, stateful_step_count=60, suppress_health_check=[HealthCheck.too_slow]
 )

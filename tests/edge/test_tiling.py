@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from edge import tiling as t
 from edge.errors import RecipeError
 
-few = settings(max_examples=60, deadline=None)
+few = settings(max_examples=60)
 
 
 @st.composite

@@ -86,7 +86,7 @@ def test_other_pixels_and_other_files_are_refused() -> None:
         decode_image(b"hello, this is text")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     suffix=st.sampled_from(FORMATS), at=st.floats(0, 1, exclude_max=True), junk=st.binary(max_size=8), cut=st.booleans()
 )
