@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Watches a camera inspection line and answers for every part, in time: PASS, REJECT or UNINSPECTED.",
 )
+
 
 RecipeArgument = Annotated[
     str, typer.Argument(help="A recipe: a TOML file, or the name of one that ships.", metavar="RECIPE")
@@ -157,18 +159,77 @@ def calibrate(
 def fit(
     good: Annotated[Path, typer.Option(help="A folder of images of good parts.")],
     out: Annotated[Path, typer.Option(help="The bundle to write; an interrupted run goes on where it stopped.")],
-    bundle: Annotated[str, typer.Option(help="The bundle to begin with: one that ships, or a path.")] = "texture-s",
-    steps: Annotated[int, typer.Option(min=1, help="More steps repaint better; 600 take minutes.")] = 600,
+    engine: Annotated[str, typer.Option(help="Which network; `maskline engines` lists them.")] = "mae",
+    size: Annotated[str | None, typer.Option(help="Of a network with fresh weights.")] = None,
+    tile_px: Annotated[int | None, typer.Option(help="Side of its tiles.")] = None,
+    colour: Annotated[bool, typer.Option("--colour", help="Three channels.")] = False,
+    bundle: Annotated[
+        str | None, typer.Option(help="Go on from this one instead: a bundle that ships, or a path.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="More steps repaint better; default: the engine's, minutes.")
+    ] = None,
 ) -> None:
-    """Fine-tune a bundle on images of good parts (extra `train`); leaves the loss curve and samples as pictures."""
+    """Fit a network to images of good parts (extra `train`); leaves the loss curve and samples as pictures."""
     try:
-        from engines.fit import Fitting
-        from engines.fit import fit as fine_tune
+        from engines.fit import fit as fit_network
+        from engines.fit import from_bundle, from_scratch
     except ImportError as error:
         raise MasklineError(f"fit needs {error.name}: pip install 'maskline[train]'") from error
+    from engines.registry import ENGINES
 
-    made = fine_tune(good, bundle, out, Fitting(steps=steps))
+    if bundle is None:
+        start = from_scratch(engine, size=size, tile_px=tile_px, channels=3 if colour else 1)
+    else:
+        start = from_bundle(bundle)
+    fitting = ENGINES[start.manifest.architecture.kind].fitting
+    made = fit_network(good, start, out, fitting if steps is None else replace(fitting, steps=steps))
     Console(soft_wrap=True).print(f"Bundle: {made.path} ({made.sha256[:12]}); it needs a calibration of its own")
+
+
+@app.command()
+def engines() -> None:
+    """List the engines that `fit` can make, with size and work per tile (extra `train`, which counts them)."""
+    try:
+        from engines.networks import build, count_work
+    except ImportError as error:
+        raise MasklineError(f"engines needs {error.name}: pip install 'maskline[train]'") from error
+    from engines.registry import ENGINES
+
+    console = Console(soft_wrap=True)
+    table = Table("engine", "size", "tile px", "million parameters", "GFLOP per tile, plan x1")
+    for name, kind in ENGINES.items():
+        for size, architecture in kind.sizes.items():
+            network = build(architecture)
+            parameters = sum(p.numel() for p in network.parameters()) / 1e6
+            work = count_work(network, "x1")
+            table.add_row(name, size, str(architecture.tile_px), f"{parameters:.2f}", f"{work:.1f}")
+    console.print(table)
+    for name, kind in ENGINES.items():
+        console.print(f"{name}: {kind.paper}", highlight=False)
+
+
+@app.command("import")
+def import_checkpoint(
+    checkpoint: Annotated[Path, typer.Argument(help="A .pth or .safetensors file, or a folder of Hugging Face's.")],
+    out: Annotated[Path, typer.Option(help="The bundle to write.")],
+    tile_px: Annotated[int, typer.Option(help="224 as published; with patches of 16 pixels also 256.")] = 224,
+    target: Annotated[
+        str | None, typer.Option(help="What it predicts, pixels or normalised; default: what its name or config says.")
+    ] = None,
+    ssim_window: Annotated[int, typer.Option(help="7, 9 or 11.")] = 11,
+    opening_px: Annotated[int, typer.Option(help="2 or 4; 0: none.")] = 2,
+) -> None:
+    """Make a bundle of a published masked autoencoder (facebookresearch/mae), which then needs no fitting."""
+    try:
+        from engines import checkpoints
+    except ImportError as error:
+        raise MasklineError(f"import needs {error.name}: pip install 'maskline[train]'") from error
+
+    made = checkpoints.import_checkpoint(
+        checkpoint, out, tile_px=tile_px, target=target, ssim_window=ssim_window, opening_px=opening_px
+    )
+    Console(soft_wrap=True).print(checkpoints.summary(made), highlight=False)
 
 
 @app.command()

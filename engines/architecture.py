@@ -1,13 +1,32 @@
-"""What a network looks like, as data: read from a bundle's manifest, built by `engines.mae`. Needs no torch."""
+"""What a network looks like, as data: read from a bundle's manifest, built by `engines.mae` or `.sdc`. No torch."""
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["TEXTURE_S", "MaeArchitecture"]
+__all__ = [
+    "PLANS",
+    "SDC_EDGE",
+    "SDC_PAPER",
+    "TEXTURE_S",
+    "VIT_B",
+    "VIT_H",
+    "VIT_L",
+    "Architecture",
+    "MaeArchitecture",
+    "SdcArchitecture",
+]
+
+PLANS = ("x1", "x4", "x16")
+"""Names of the mask plans; the number is how many blocks a variant hides."""
+
+SMALLEST_CROP_PX = 32
+"""Crops to fit on are never smaller, if tiles are not."""
+
+_Positive = Annotated[float, Field(gt=0)]
 
 
 class MaeArchitecture(BaseModel):
@@ -17,8 +36,11 @@ class MaeArchitecture(BaseModel):
     positions are queries that see only the encoded visible tokens, so that decoding nothing but the hidden tokens is
     exact. positions: "sine" adds sine-cosine embeddings to the tokens; "offset" adds them to queries and keys of every
     block instead, where a head can start out looking at a neighbour.
-    normalise: "fixed" takes `mean` and `std` from here; "visible" those of the visible pixels of the variant, so that
-    neither lighting nor contrast of a tile matters and nothing of the hidden pixels shows.
+    normalise: "fixed" takes `mean` and `std` from here, one number or one per channel; "visible" those of the visible
+    pixels of the variant, so that neither lighting nor contrast of a tile matters and nothing of the hidden pixels
+    shows.
+    target: "pixels", or "normalised" where the network was taught each patch less its own mean and over its own
+    deviation (He et al., section 3, "Reconstruction target"). Both are guessed from the visible patches then.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -27,6 +49,7 @@ class MaeArchitecture(BaseModel):
     tile_px: int = Field(default=224, ge=8, le=4096)
     patch_px: int = Field(default=14, ge=2, le=64)
     block: int = Field(default=2, ge=1, le=8, description="hidden blocks are block x block tokens")
+    context: int | None = Field(default=None, ge=1, le=64, description="plan x1 shows what is so near to a block")
     channels: Literal[1, 3] = 1
     width: int = Field(default=192, ge=8, le=4096)
     depth: int = Field(default=4, ge=1, le=64)
@@ -40,8 +63,9 @@ class MaeArchitecture(BaseModel):
     decoder_mlp_ratio: float = Field(default=4.0, gt=0, le=16)
     positions: Literal["sine", "offset"] = "offset"
     normalise: Literal["fixed", "visible"] = "visible"
-    mean: float = 0.5
-    std: float = Field(default=0.25, gt=0)
+    mean: float | tuple[float, float, float] = 0.5
+    std: _Positive | tuple[_Positive, _Positive, _Positive] = 0.25
+    target: Literal["pixels", "normalised"] = "pixels"
     norm_eps: float = Field(default=1e-6, gt=0)
 
     @model_validator(mode="after")
@@ -53,7 +77,22 @@ class MaeArchitecture(BaseModel):
                 raise ValueError(f"a width of {width} must be a multiple of 4 x {heads} heads")
         if self.class_token and self.positions == "offset":
             raise ValueError("a class token has no position: use positions = 'sine' with it")
+        if self.context is not None and self.decoder != "cross":
+            raise ValueError("context needs decoder = 'cross': the other one knows only whole tiles")
+        if self.channels == 1 and (isinstance(self.mean, tuple) or isinstance(self.std, tuple)):
+            raise ValueError("mean and std per channel need 3 channels")
+        if self.target == "normalised" and self.normalise != "fixed":
+            raise ValueError("target = 'normalised' needs normalise = 'fixed'")
         return self
+
+    def crop_px(self, progress: float) -> int:
+        """Side of the crops to fit on after `progress` (0 to 1) of a fit: always a whole tile, for it has places."""
+        return self.tile_px
+
+    @property
+    def plans(self) -> tuple[str, ...]:
+        """The mask plans that this network can follow, the exact one first."""
+        return PLANS
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -72,5 +111,109 @@ class MaeArchitecture(BaseModel):
         return self.patch_px**2 * self.channels
 
 
-TEXTURE_S = MaeArchitecture(depth=4, mlp_ratio=2.0, decoder_depth=4)
+TEXTURE_S = MaeArchitecture(depth=4, mlp_ratio=2.0, decoder_depth=4, context=4)
 """The network that ships: three million parameters, a fifth of the cost of plan x1 in the decoder."""
+
+VIT_B = MaeArchitecture(
+    patch_px=16,
+    channels=3,
+    width=768,
+    depth=12,
+    heads=12,
+    class_token=True,
+    decoder="self",
+    decoder_width=512,
+    decoder_depth=8,
+    decoder_heads=16,
+    positions="sine",
+    normalise="fixed",
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+)
+"""He et al.'s smallest: 14 x 14 tokens at 224 pixels, 49 variants; at 256 pixels 16 x 16 tokens, 64 variants."""
+VIT_L = VIT_B.model_copy(update={"width": 1024, "depth": 24, "heads": 16})
+VIT_H = VIT_B.model_copy(update={"patch_px": 14, "width": 1280, "depth": 32, "heads": 16})
+"""What Dini & Rahtu use: 16 x 16 tokens of 14 pixels at 224 pixels, 64 variants."""
+
+
+class SdcArchitecture(BaseModel):
+    """An autoencoder of stacked dilated convolutions (Bauer, arXiv 2206.11723), built by `engines.sdc`.
+
+    Encoder: `levels` times `encoder_convolutions` 3x3 convolutions and a 2x2 maximum; filters start at `width` and
+    double from level to level. Middle: `stacks` times one 3x3 convolution of `branch_width` filters per rate of
+    `dilations`, side by side, and after each stack a convolution of `mix_px` x `mix_px` that keeps the width (0: none).
+    Decoder: `levels` times a transposed 3x3 convolution of stride 2 and `decoder_convolutions` 3x3 convolutions.
+    normalise: "none" as in the paper; "local" takes mean and contrast of a window of about `window_px` off before the
+    network and puts them back behind it, so that lighting and contrast do not matter. What is larger than the window
+    is then taken for lighting.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["sdc"] = "sdc"
+    tile_px: int = Field(default=256, ge=16, le=4096)
+    channels: Literal[1, 3] = 1
+    width: int = Field(default=64, ge=2, le=1024)
+    levels: int = Field(default=3, ge=1, le=5)
+    encoder_convolutions: int = Field(default=2, ge=1, le=4)
+    decoder_convolutions: int = Field(default=2, ge=0, le=4)
+    dilations: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    branch_width: int = Field(default=64, ge=1, le=1024, description="filters per dilation rate")
+    stacks: int = Field(default=4, ge=1, le=16)
+    mix_px: Literal[0, 1, 3] = 3
+    normalise: Literal["none", "local"] = "none"
+    window_px: int = Field(default=64, ge=16, le=1024, description="of the local mean and contrast")
+
+    @model_validator(mode="after")
+    def _fits(self) -> SdcArchitecture:
+        if not self.dilations:
+            raise ValueError("dilations is empty, expected at least one rate, as in (1, 2, 4, 8)")
+        if min(self.dilations) < 1 or len(set(self.dilations)) != len(self.dilations):
+            raise ValueError(f"dilations is {self.dilations}, expected different rates of at least 1")
+        if self.tile_px % self.stride_px:
+            raise ValueError(
+                f"tile_px {self.tile_px} is no multiple of {self.stride_px}, the stride of {self.levels} levels; "
+                f"take {self.tile_px // self.stride_px * self.stride_px} or change levels"
+            )
+        if max(self.dilations) > self.tile_px // self.stride_px:
+            raise ValueError(
+                f"dilations has a rate of {max(self.dilations)}, but a tile of {self.tile_px} px is only "
+                f"{self.tile_px // self.stride_px} wide at a stride of {self.stride_px}: larger rates see only padding"
+            )
+        if self.normalise == "local" and self.window_px < 2 * self.stride_px:
+            raise ValueError(f"window_px {self.window_px} is less than twice the stride of {self.stride_px} px")
+        return self
+
+    @property
+    def plans(self) -> tuple[str, ...]:
+        """One pass over everything."""
+        return ("x1",)
+
+    def crop_px(self, progress: float) -> int:
+        """Side of the crops to fit on after `progress` (0 to 1) of a fit: a half, then three quarters, then the tile.
+
+        Small crops are quick and teach the texture; the last steps see whole tiles, as batch statistics, and what
+        padding does along the sides, must be those of whole tiles in the end. A multiple of the stride.
+        """
+        if not 0 <= progress <= 1:
+            raise ValueError(f"progress is {progress}, expected 0 to 1")
+        share = 0.5 if progress < 0.6 else 0.75 if progress < 0.85 else 1.0
+        side = -(-max(SMALLEST_CROP_PX, round(self.tile_px * share)) // self.stride_px) * self.stride_px
+        return min(self.tile_px, side)
+
+    @property
+    def stride_px(self) -> int:
+        """Pixels of a tile per position in the middle of the network: height and width must be multiples of it."""
+        return 1 << self.levels
+
+
+SDC_PAPER = SdcArchitecture(channels=3)
+"""The paper's width, for a GPU: 14 million parameters, 76 GFLOP for a tile of 256 x 256."""
+
+SDC_EDGE = SdcArchitecture(
+    width=24, levels=2, decoder_convolutions=1, dilations=(1, 2, 4, 8, 16), branch_width=24, stacks=3, mix_px=0
+)
+"""Fits in minutes on two cores: 0.44 million parameters, 6.4 GFLOP for a tile of 256 x 256."""
+
+Architecture = MaeArchitecture | SdcArchitecture
+"""Every network with weights."""

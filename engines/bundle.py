@@ -19,7 +19,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from edge.errors import BundleError
-from engines.architecture import MaeArchitecture
+from engines.architecture import MaeArchitecture, SdcArchitecture
 from engines.plans import PLANS
 
 __all__ = [
@@ -141,7 +141,9 @@ class Manifest(_Frozen):
 
     format: Literal[1] = 1
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    architecture: Annotated[MaeArchitecture | MarkerArchitecture | NullArchitecture, Field(discriminator="kind")]
+    architecture: Annotated[
+        MaeArchitecture | SdcArchitecture | MarkerArchitecture | NullArchitecture, Field(discriminator="kind")
+    ]
     plans: tuple[str, ...] = PLANS
     window: Window = Window()
     error_map: ErrorMap = SsimL1Map()
@@ -158,9 +160,14 @@ class Manifest(_Frozen):
         unknown = set(self.plans) - set(PLANS)
         if unknown or not self.plans:
             raise ValueError(f"plans: {sorted(unknown)} unknown, expected some of {', '.join(PLANS)}")
-        if self.architecture.kind == "mae" and GRAPH not in self.files:
+        if self.architecture.kind not in ("marker", "null") and GRAPH not in self.files:
             raise ValueError(f"files: {GRAPH} is missing")
         return self
+
+    @property
+    def sha256(self) -> str:
+        """Hash of what it says."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     @property
     def tile_px(self) -> int:

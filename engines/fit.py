@@ -1,7 +1,7 @@
-"""Fine-tunes a bundle's network on a folder of good images: `maskline fit`. Needs the extra `train`.
+"""Fits a network to a folder of good images: `maskline fit`. Needs the extra `train`.
 
-A few hundred steps on crops of the user's own texture: minutes on two cores. The run can be stopped at any time; the
-same call goes on where it was.
+Some hundred steps on crops of the user's own texture, from a bundle's weights or from fresh ones: minutes on two cores.
+The run can be stopped at any time; the same call goes on where it was.
 """
 
 from __future__ import annotations
@@ -12,19 +12,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import ValidationError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from edge.errors import MasklineError, SourceError
-from engines.bundle import Bundle, Manifest, Trained, find_bundle, load_bundle
+from engines.bundle import GRAPH, Bundle, Manifest, Trained, find_bundle, load_bundle
 from engines.export import export_bundle, load_model
-from engines.training import Schedule, Trainer, draw_mask, montage, write_picture
+from engines.networks import Network, build
+from engines.registry import ENGINES, Fitting
+from engines.training import Schedule, Trainer, montage, write_picture
 
-__all__ = ["Fitting", "draw_curve", "fit", "load_good"]
+__all__ = ["Start", "draw_curve", "fit", "from_bundle", "from_scratch", "load_good"]
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 MIB_AT_ONCE = 1024
@@ -34,54 +38,84 @@ Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Fitting:
-    """What can be chosen; a run that is resumed must choose the same."""
+class Start:
+    """What fitting begins with; `network` is trained in place."""
 
-    steps: int = 600
-    batch: int = 8
-    learning_rate: float = 1e-3
-    seed: int = 0
-    every: int = 50
-    """Steps between checkpoints."""
+    network: Network
+    manifest: Manifest
+    base: str = ""
+    """Name and hash of the bundle that the weights come from; empty for fresh weights."""
+
+
+def from_bundle(name: str | Path) -> Start:
+    """Goes on from a bundle: one that ships, by name, or a path. Raises BundleError."""
+    bundle = load_bundle(find_bundle(name))
+    return Start(load_model(bundle), bundle.manifest, f"{bundle.manifest.name} {bundle.sha256}")
+
+
+def from_scratch(
+    engine: str, *, size: str | None = None, tile_px: int | None = None, channels: int = 1, seed: int = 0
+) -> Start:
+    """Fresh weights, or those of the bundle that this engine starts from, if size and tile are left as they are.
+
+    Raises MasklineError for an engine or size that does not exist, or a tile that the network cannot have.
+    """
+    kind = ENGINES.get(engine)
+    if kind is None:
+        raise MasklineError(f"--engine {engine!r}: there is no such engine; there are: {', '.join(ENGINES)}")
+    if kind.base and (size, tile_px, channels) == (None, None, 1):
+        return from_bundle(kind.base)
+    size = size or next(iter(kind.sizes))
+    if size not in kind.sizes:
+        raise MasklineError(f"--size {size!r}: engine {engine!r} has the sizes {', '.join(kind.sizes)}")
+    changes = {"channels": channels} | ({} if tile_px is None else {"tile_px": tile_px})
+    plain = kind.sizes[size]
+    try:
+        architecture = type(plain).model_validate(plain.model_dump() | changes)
+    except ValidationError as error:
+        raise MasklineError(f"engine {engine!r}: {error.errors(include_url=False)[0]['msg']}") from error
+    torch.manual_seed(seed)
+    manifest = Manifest(
+        name=engine,
+        architecture=architecture,
+        plans=architecture.plans,
+        error_map=kind.error_map,
+        score=kind.score,
+        licence="yours: the weights come from your images alone",
+        files={GRAPH: "0" * 64},
+    )
+    return Start(build(architecture), manifest)
 
 
 def fit(
-    good: Path,
-    base: str | Path,
-    out: Path,
-    fitting: Fitting | None = None,
-    *,
-    name: str | None = None,
-    quiet: bool = False,
+    good: Path, start: Start, out: Path, fitting: Fitting | None = None, *, name: str | None = None, quiet: bool = False
 ) -> Bundle:
-    """Fine-tunes the bundle `base` on the images in `good` and writes the bundle `out`.
+    """Fits the network of `start` to the images in `good` and writes the bundle `out`.
 
-    Beside the network, `out` gets `loss.png` (mean absolute error over steps; images held out in green) and
+    Beside the network, `out` gets `loss.png` (the network's error over steps; images held out in green) and
     `repainted.png` (held-out crops above what the network makes of them). Raises SourceError for images that cannot be
-    used, BundleError for the bundle, MasklineError for a checkpoint of another run.
+    used, MasklineError for a checkpoint of another run.
     """
-    fitting = fitting or Fitting()
-    source = load_bundle(find_bundle(base))
-    model, manifest = load_model(source), source.manifest
+    fitting, manifest = fitting or Fitting(), start.manifest
     images = load_good(good, manifest)
     held_out = images[:: max(2, min(10, len(images)))] if len(images) > 1 else images
     kept = [image for k, image in enumerate(images) if k % max(2, min(10, len(images)))] or images
     work = out.with_name(out.name + ".fit")
-    trainer = Trainer(model, _schedule(fitting), average=0.98)
-    losses = _resume(trainer, work, fitting, source)
+    trainer = Trainer(start.network, _schedule(fitting), fitting.average)
+    losses = _resume(trainer, work, {"fitting": asdict(fitting), "start": start.base or manifest.sha256})
     shown = torch.from_numpy(_crops(held_out, manifest.tile_px, SHOWN, np.random.default_rng(fitting.seed)))
     with _bar(fitting.steps, trainer.step, quiet) as advance:
         while trainer.step < fitting.steps:
             rng = np.random.default_rng([fitting.seed, trainer.step])
-            visible, hidden = draw_mask(trainer.model, rng)
-            tiles = torch.from_numpy(_crops(kept, manifest.tile_px, fitting.batch, rng))
-            losses["seen"].append(trainer.train_step(tiles, visible, hidden))
+            side = trainer.model.architecture.crop_px(trainer.step / fitting.steps)
+            count = round(fitting.batch * (manifest.tile_px / side) ** 2)  # small crops, as many as cost the same
+            losses["seen"].append(trainer.train_step(torch.from_numpy(_crops(kept, side, count, rng)), rng))
             if trainer.step % fitting.every == 0 or trainer.step == fitting.steps:
                 losses["held_out"].append(montage(trainer.averaged, shown)[1])
                 _checkpoint(trainer, work, losses)
             advance(losses["seen"][-1])
     data = f"{len(images)} images of {good.name}"
-    trained = Trained(steps=fitting.steps, seed=fitting.seed, data=data, base=f"{manifest.name} {source.sha256}")
+    trained = Trained(steps=fitting.steps, seed=fitting.seed, data=data, base=start.base)
     fresh = manifest.model_copy(update={"name": name or out.name, "trained": trained})
     bundle = export_bundle(out, trainer.averaged, fresh)
     write_picture(out / "loss.png", draw_curve(losses["seen"], losses["held_out"], fitting.every))
@@ -146,9 +180,8 @@ def _schedule(fitting: Fitting) -> Schedule:
     return Schedule(fitting.steps, fitting.learning_rate, max(1, fitting.steps // 20), max(1, fitting.steps // 3))
 
 
-def _resume(trainer: Trainer, work: Path, fitting: Fitting, source: Bundle) -> dict[str, list[float]]:
-    """Losses so far; the trainer goes on from the checkpoint in `work`, if there is one."""
-    identity = {"fitting": asdict(fitting), "base": source.sha256}
+def _resume(trainer: Trainer, work: Path, identity: dict[str, Any]) -> dict[str, list[float]]:
+    """Losses so far; the trainer goes on from the checkpoint in `work`, if there is one, and it is of this run."""
     note = work / "run.json"
     if trainer.resume(work):
         saved = json.loads(note.read_text()) if note.exists() else None

@@ -17,12 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engines.architecture import MaeArchitecture
-from engines.plans import Plan
+from engines.plans import Index, Plan, blocks, window
 
-__all__ = ["MaskedAutoencoder", "patchify", "plan_tensors", "unpatchify"]
+__all__ = ["MaskedAutoencoder", "draw_mask", "draw_windows", "patchify", "plan_tensors", "unpatchify"]
 
 SMALLEST_SCALE = 2 / 255
 """Tiles flatter than this (standard deviation of the visible pixels) are not amplified further."""
+WINDOWS_SHARE = 0.25
+"""Of the steps of training, where plan x1 shows windows only."""
+NORMALISED_EPS = 1e-6
+"""What He et al. add to a patch's variance before they divide by its root."""
 
 
 def patchify(tiles: Tensor, patch: int) -> Tensor:
@@ -49,6 +53,9 @@ class MaskedAutoencoder(nn.Module):
 
     where: Tensor
     decoder_where: Tensor
+    colour_mean: Tensor
+    colour_std: Tensor
+    token_at: Tensor
 
     def __init__(self, architecture: MaeArchitecture) -> None:
         super().__init__()
@@ -71,6 +78,11 @@ class MaskedAutoencoder(nn.Module):
         if not offset:
             self.register_buffer("where", sine_positions(a.grid, a.width), persistent=False)
             self.register_buffer("decoder_where", sine_positions(a.grid, a.decoder_width), persistent=False)
+        if a.normalise == "fixed":
+            self.register_buffer("colour_mean", _per_value(a.mean, a), persistent=False)
+            self.register_buffer("colour_std", _per_value(a.std, a), persistent=False)
+        if a.target == "normalised":
+            self.register_buffer("token_at", torch.cartesian_prod(*(torch.arange(n).float() for n in a.grid)), False)
         self._initialise()
 
     def forward(self, tiles: Tensor, visible: Tensor, hidden: Tensor, place: Tensor) -> Tensor:
@@ -81,20 +93,26 @@ class MaskedAutoencoder(nn.Module):
         return unpatchify(x.clamp(0, 1), a.patch_px, a.grid)
 
     def repaint(self, patches: Tensor, visible: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """patches: [N, T, P] in [0, 1] -> normalised answers [N, V, H, P], and their mean and scale [N, V, 1, 1]."""
+        """patches: [N, T, P] in [0, 1] -> normalised answers [N, V, H, P], and the mean and scale that make pixels of
+        them again: [N, V, 1, 1], [1, 1, 1, P] with fixed ones, [N, V, H, P] where every patch has its own.
+        """
         tokens, mean, scale = self.visible_tokens(patches, visible)
+        if self.architecture.target == "normalised":
+            own_mean, own_scale = self.guess_own((patches - mean[0]) / scale[0], visible, hidden)
+            mean, scale = own_mean * scale + mean, own_scale * scale
         return self.decode(self.encode(tokens, visible), visible, hidden), mean, scale
 
     def visible_tokens(self, patches: Tensor, visible: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Embeds each patch once: [N, T, P] -> tokens [N, V, K, D], mean and scale of each variant [N, V, 1, 1].
+        """Embeds each patch once: [N, T, P] -> tokens [N, V, K, D], mean and scale of each variant [N, V, 1, 1] (fixed
+        ones: [1, 1, 1, P]).
 
         Embedding is linear, so normalising with a variant's own mean m and scale s can follow it:
         E((x - m) / s) = (E x - m E 1) / s.
         """
         a = self.architecture
         if a.normalise == "fixed":
-            mean, scale = patches.new_full((1, 1, 1, 1), a.mean), patches.new_full((1, 1, 1, 1), a.std)
-            return self.embed((patches - a.mean) / a.std)[:, visible], mean, scale
+            mean, scale = self.colour_mean, self.colour_std
+            return self.embed((patches - mean[0]) / scale[0])[:, visible], mean, scale
         x = patches - 0.5  # keeps the two sums below small, and their difference exact on bright flat tiles
         first, second = x.mean(2)[:, visible], (x * x).mean(2)[:, visible]  # [N, V, K]
         mean = first.mean(2)[..., None, None]  # [N, V, 1, 1]
@@ -102,6 +120,20 @@ class MaskedAutoencoder(nn.Module):
         scale = variance.clamp(min=SMALLEST_SCALE**2).sqrt()
         e = F.linear(x, self.embed.weight)[:, visible]  # [N, V, K, D]
         return (e - mean * self.embed.weight.sum(1)) / scale + self.embed.bias, mean + 0.5, scale
+
+    def guess_own(self, x: Tensor, visible: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """What mean and deviation the hidden patches of x [N, T, P] may have: [N, V, H, 1] each.
+
+        Both are averages over the variant's visible patches with weights 1 / distance^4, so that nothing of what is
+        hidden shows. On good parts of five materials that guess was nearer than those by the next ring or two of
+        patches, by other powers of the distance, or by the whole tile.
+        """
+        mean = x.mean(2, keepdim=True)
+        variance = (x - mean).square().sum(2, keepdim=True) / (x.shape[2] - 1) + NORMALISED_EPS  # as when trained
+        apart = self.token_at[hidden][:, :, None] - self.token_at[visible][:, None]  # [V, H, K, 2]
+        weight = apart.square().sum(3) ** -2  # [V, H, K]
+        own = torch.matmul(weight / weight.sum(2, keepdim=True), torch.cat([mean, variance], 2)[:, visible])
+        return own[..., :1], own[..., 1:].sqrt()
 
     def encode(self, x: Tensor, visible: Tensor) -> Tensor:
         """Visible tokens [N, V, K, D] -> [N, V, K, D]; a class token, if any, comes first."""
@@ -143,6 +175,22 @@ class MaskedAutoencoder(nn.Module):
         asked: Tensor = self.decoder[-1](x[:, :, -count:], x, hidden, every)
         return asked
 
+    def loss(self, tiles: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Hides a part of tiles uint8 [N, h, w, C]. -> (loss, mean absolute error), in units of the tile's contrast.
+
+        The loss is L1 plus half the L1 of the differences between neighbouring pixels, which punishes blur.
+        """
+        a = self.architecture
+        local = a.context is not None and rng.random() < WINDOWS_SHARE
+        visible, hidden = draw_windows(a, rng) if local else draw_mask(a, rng)
+        patches = patchify(tiles.float() / 255, a.patch_px)
+        answer, mean, scale = self.repaint(patches, visible, hidden)
+        error = answer - (patches[:, hidden] - mean) / scale  # [N, V, H, P]
+        l1 = error.abs().mean()
+        picture = error.reshape(*error.shape[:3], a.patch_px, a.patch_px, a.channels)
+        slope = (picture.diff(dim=3).abs().mean() + picture.diff(dim=4).abs().mean()) / 2
+        return l1 + 0.5 * slope, l1.detach()
+
     def _initialise(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -162,6 +210,41 @@ class MaskedAutoencoder(nn.Module):
         for block in (*self.encoder, *self.decoder):
             for last in (block.out, block.mlp[2]):
                 last.weight.data.mul_(0.5)
+
+
+def draw_mask(a: MaeArchitecture, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """One variant to train on, `visible` [1, K] and `hidden` [1, H].
+
+    Mostly a whole lattice of far-apart blocks, as plan x16 hides (a quarter of the tile: many answers for little cost);
+    sometimes a part of it, as x1 and x4 do; sometimes blocks anywhere, from 2 % to 35 %.
+    """
+    table = blocks(a.grid, a.block)
+    rows, columns, kind = len(table), len(table[0]), rng.random()
+    if kind < 0.9:
+        i, j = (int(rng.integers(min(2, n))) for n in (rows, columns))
+        cells = [cell for row in table[i::2] for cell in row[j::2]]
+        keep = len(cells) if kind < 0.75 else int(rng.integers(max(1, len(cells) // 4), len(cells) + 1))
+    else:
+        cells = [cell for row in table for cell in row]
+        keep = max(1, int(len(cells) * rng.uniform(0.02, 0.35)))
+    chosen = rng.permutation(len(cells))[:keep]
+    hidden = np.sort(np.concatenate([np.asarray(cells[k]) for k in chosen]))
+    visible = np.setdiff1d(np.arange(a.tokens), hidden)
+    return torch.from_numpy(visible)[None], torch.from_numpy(hidden)[None]
+
+
+def draw_windows(a: MaeArchitecture, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Two windows to train on, as plan x1 shows them, each with one to five of its blocks hidden: [2, K], [2, H]."""
+    cells, count = [cell for row in blocks(a.grid, a.block) for cell in row], int(rng.integers(1, 6))
+    visible: list[Index] = []
+    hidden: list[Index] = []
+    while len(visible) < 2:
+        seen = window(a.grid, cells[int(rng.integers(len(cells)))][0], a.block, a.context)
+        inside = [cell for cell in cells if len(cell) == a.block**2 and np.isin(cell, seen).all()]
+        chosen = rng.permutation(len(inside))[:count]
+        hidden.append(np.sort(np.concatenate([np.asarray(inside[k]) for k in chosen])))
+        visible.append(np.setdiff1d(seen, hidden[-1]))
+    return torch.from_numpy(np.stack(visible)).long(), torch.from_numpy(np.stack(hidden)).long()
 
 
 class Block(nn.Module):
@@ -246,6 +329,12 @@ class _Turn:
         cos, sin = torch.diag(angle.cos()), torch.diag(angle.sin())
         m = torch.cat([torch.cat([cos, sin], 1), torch.cat([-sin, cos], 1)], 0) * gain * math.sqrt(self.count)
         return F.pad(m, (0, self.count - m.shape[1], 0, self.count - m.shape[0]))
+
+
+def _per_value(number: float | tuple[float, float, float], a: MaeArchitecture) -> Tensor:
+    """One number, or one per channel, for each value of a patch: [1, 1, 1, P]."""
+    channels = number if isinstance(number, tuple) else (number,) * a.channels
+    return torch.tensor(channels).repeat(a.patch_px**2).reshape(1, 1, 1, -1)
 
 
 def sine_positions(grid: tuple[int, int], width: int) -> Tensor:

@@ -82,3 +82,5 @@ class Average:
         """Call after each optimizer step; the first steps weigh more, so that the start is forgotten."""
         weight = max(1 - self.decay, 1 / (step + 10))
         torch._foreach_lerp_(list(self.copy.parameters()), list(self.model.parameters()), weight)
+        for mine, theirs in zip(self.copy.buffers(), self.model.buffers(), strict=True):
+            mine.copy_(theirs)  # running statistics are averages already

@@ -16,10 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["PLANS", "Plan", "blocks", "named_plan", "plan"]
+from engines.architecture import PLANS, Architecture, MaeArchitecture
 
-PLANS = ("x1", "x4", "x16")
-"""Names of the plans; the number is how many blocks a variant hides."""
+__all__ = ["PLANS", "Index", "Plan", "blocks", "named_plan", "plan", "plan_inputs", "window"]
 
 Index = npt.NDArray[np.int32]
 
@@ -54,11 +53,26 @@ def blocks(grid: tuple[int, int], block: int) -> list[list[list[int]]]:
     ]
 
 
-def plan(grid: tuple[int, int], block: int, hide: int) -> Plan:
+def window(grid: tuple[int, int], token: int, block: int, context: int | None) -> Index:
+    """Token numbers, ascending, of a window that reaches `context` tokens beyond the block which begins at `token`.
+
+    At the sides of the grid it is moved inside, so that all windows have one size. None: the whole grid.
+    """
+    table = np.arange(grid[0] * grid[1], dtype=np.int32).reshape(grid)
+    if context is None:
+        return table.ravel()
+    sides = [min(n, block + 2 * context) for n in grid]
+    begins = zip(divmod(token, grid[1]), grid, sides, strict=True)
+    row, column = (min(max(0, at - context), length - side) for at, length, side in begins)
+    return table[row : row + sides[0], column : column + sides[1]].ravel()
+
+
+def plan(grid: tuple[int, int], block: int, hide: int, context: int | None = None) -> Plan:
     """The plan that hides at most `hide` blocks of `block` x `block` tokens per variant, on a lattice, never
     neighbours.
 
-    grid: rows and columns of tokens. hide: a square number (1, 4, 16). Raises ValueError for anything else.
+    grid: rows and columns of tokens. hide: a square number (1, 4, 16). context: where one block is hidden, the variant
+    sees only the tokens up to so far from it; None: the whole tile. Raises ValueError for anything else.
     """
     side = math.isqrt(hide)
     if side * side != hide or hide < 1 or block < 1 or min(grid) < 1:
@@ -76,28 +90,43 @@ def plan(grid: tuple[int, int], block: int, hide: int) -> Plan:
     width = max(map(len, own))
     if width >= grid[0] * grid[1]:
         raise ValueError(f"hiding {hide} blocks of {block}x{block} leaves nothing of a grid of {grid}")
-    hidden = np.array([sorted(tokens + _far_from(tokens, grid, width - len(tokens))) for tokens in own], np.int32)
-    every = np.arange(grid[0] * grid[1], dtype=np.int32)
-    visible = np.stack([np.setdiff1d(every, row) for row in hidden]).astype(np.int32)
-    place = np.empty(len(every), np.int32)
+    near = [window(grid, tokens[0], block, context if hide == 1 else None) for tokens in own]
+    hidden = np.array(
+        [sorted(t + _far_from(t, seen, grid[1], width - len(t))) for t, seen in zip(own, near, strict=True)], np.int32
+    )
+    visible = np.stack([np.setdiff1d(seen, row) for seen, row in zip(near, hidden, strict=True)])
+    place = np.empty(grid[0] * grid[1], np.int32)
     for variant, tokens in enumerate(own):
         place[tokens] = variant * width + np.searchsorted(hidden[variant], tokens)
     return Plan(grid, visible, hidden, place)
 
 
-def named_plan(name: str, grid: tuple[int, int], block: int) -> Plan:
-    """The plan called `name` (see PLANS). Raises ValueError for an unknown name."""
+def named_plan(name: str, architecture: MaeArchitecture) -> Plan:
+    """The plan called `name` (see PLANS) on this network's tokens. Raises ValueError for an unknown name."""
     if name not in PLANS:
         raise ValueError(f"unknown mask plan {name!r}: expected one of {', '.join(PLANS)}")
-    return plan(grid, block, int(name[1:]))
+    return plan(architecture.grid, architecture.block, int(name[1:]), architecture.context)
 
 
-def _far_from(tokens: list[int], grid: tuple[int, int], count: int) -> list[int]:
-    """`count` tokens that are not in `tokens`, the farthest (Chebyshev) first."""
+def plan_inputs(architecture: Architecture, name: str) -> dict[str, Index]:
+    """What the graph of a network takes besides the tiles, constant for a plan: `visible`, `hidden` and `place` of a
+    masked autoencoder; nothing where one pass answers for the whole tile.
+
+    Raises ValueError for a plan that the network does not have.
+    """
+    if name not in architecture.plans:
+        raise ValueError(f"mask plan {name!r}: a network of kind {architecture.kind!r} has {architecture.plans}")
+    if not isinstance(architecture, MaeArchitecture):
+        return {}
+    sets = named_plan(name, architecture)
+    return {"visible": sets.visible, "hidden": sets.hidden, "place": sets.place}
+
+
+def _far_from(tokens: list[int], among: Index, columns: int, count: int) -> list[int]:
+    """`count` tokens of `among` that are not in `tokens`, the farthest (Chebyshev) first."""
     if count == 0:
         return []
-    rows, columns = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
-    own = np.asarray(tokens)
-    distance = np.maximum(abs(rows[:, None] - rows[own]), abs(columns[:, None] - columns[own])).min(1)
+    (row, column), (own_row, own_column) = np.divmod(among, columns), np.divmod(np.asarray(tokens), columns)
+    distance = np.maximum(abs(row[:, None] - own_row), abs(column[:, None] - own_column)).min(1)
     order = np.argsort(-distance, kind="stable")
-    return [int(t) for t in order[:count]]
+    return [int(t) for t in among[order[:count]]]

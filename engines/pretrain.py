@@ -25,7 +25,7 @@ from edge.errors import MasklineError
 from engines.architecture import TEXTURE_S
 from engines.mae import MaskedAutoencoder
 from engines.textures import canvas
-from engines.training import Schedule, Trainer, draw_mask, montage, write_picture
+from engines.training import Schedule, Trainer, montage, write_picture
 
 __all__ = ["TextureStream", "main", "photographs", "pretrain"]
 
@@ -116,8 +116,8 @@ def pretrain(
     last = min(schedule.steps, stop_at or schedule.steps)
     while trainer.step < last:
         step = trainer.step
-        visible, hidden = draw_mask(trainer.model, np.random.default_rng([seed, 8, step]))
-        errors.append(trainer.train_step(torch.from_numpy(stream.batch(step, batch)), visible, hidden))
+        tiles = torch.from_numpy(stream.batch(step, batch))
+        errors.append(trainer.train_step(tiles, np.random.default_rng([seed, 8, step])))
         if trainer.step % 50 == 0 or trainer.step == last:
             line = {"step": trainer.step, "l1": float(np.mean(errors)), "rate": schedule.rate(step)}
             line["s_per_step"] = (time.monotonic() - began) / len(errors)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from engines.mae import SMALLEST_SCALE, MaskedAutoencoder, patchify, plan_tensors, unpatchify
+from engines.mae import NORMALISED_EPS, SMALLEST_SCALE, MaskedAutoencoder, patchify, plan_tensors, unpatchify
 from engines.plans import Plan
 
 __all__ = ["PlainNetwork", "masked_copies", "pick_hidden", "repaint_plainly"]
@@ -25,7 +25,7 @@ class PlainNetwork(nn.Module):
         patches = patchify(copies.float() / 255, a.patch_px)  # [V, T, P]
         seen = patches.gather(1, visible[..., None].expand(-1, -1, a.patch_values))  # [V, K, P]
         if a.normalise == "fixed":
-            mean, scale = torch.full((1, 1, 1), a.mean), torch.full((1, 1, 1), a.std)
+            mean, scale = model.colour_mean[0], model.colour_std[0]
         else:
             mean = seen.double().mean((1, 2), keepdim=True)
             scale = ((seen.double() - mean) ** 2).mean((1, 2), keepdim=True).sqrt().clamp(min=SMALLEST_SCALE)
@@ -33,7 +33,22 @@ class PlainNetwork(nn.Module):
         tokens = model.embed((patches - mean) / scale)  # [V, T, D]
         tokens = tokens.gather(1, visible[..., None].expand(-1, -1, a.width))
         answers = self._decode_everything(model.encode(tokens[None], visible), visible)[0]
+        if a.target == "normalised":
+            answers = self._denormalise(answers, (patches - mean) / scale, visible)
         return (answers * scale + mean).clamp(0, 1)
+
+    def _denormalise(self, answers: Tensor, x: Tensor, visible: Tensor) -> Tensor:
+        """Gives patches [V, T, P] the mean and deviation of the visible ones of x [V, T, P], most of the nearest."""
+        rows, columns = self.model.architecture.grid
+        at = torch.tensor([(r, c) for r in range(rows) for c in range(columns)], dtype=torch.float64)
+        near = torch.cdist(at, at) ** -4  # [T, T]; a patch itself counts for nothing
+        near.fill_diagonal_(0)
+        shown = torch.zeros(len(visible), rows * columns, dtype=torch.float64).scatter_(1, visible, 1.0)
+        weight = near * shown[:, None]
+        weight /= weight.sum(2, keepdim=True)
+        mean = weight @ x.double().mean(2, keepdim=True)
+        variance = weight @ (x.double().var(2, keepdim=True) + NORMALISED_EPS)
+        return (answers * variance.sqrt() + mean).float()
 
     def _decode_everything(self, encoded: Tensor, visible: Tensor) -> Tensor:
         """[1, V, K, D] -> answers for every token in its own place, [1, V, T, P]."""
@@ -59,9 +74,9 @@ class PlainNetwork(nn.Module):
 
 
 def masked_copies(tile: Tensor, plan: Plan, patch: int) -> Tensor:
-    """Copies of a tile uint8 [h, w, C], black where the plan hides it: uint8 [V, h, w, C]."""
-    _, hidden, _ = plan_tensors(plan)
-    shown = torch.ones(plan.variants, plan.grid[0] * plan.grid[1], dtype=torch.uint8).scatter_(1, hidden, 0)
+    """Copies of a tile uint8 [h, w, C], black where the plan does not show it: uint8 [V, h, w, C]."""
+    visible, _, _ = plan_tensors(plan)
+    shown = torch.zeros(plan.variants, plan.grid[0] * plan.grid[1], dtype=torch.uint8).scatter_(1, visible, 1)
     patches = patchify(tile[None], patch) * shown[..., None]
     return unpatchify(patches, patch, plan.grid)
 

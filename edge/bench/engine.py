@@ -31,7 +31,7 @@ from edge.errors import MasklineError, RecipeError
 from edge.scores import score
 from engines.backends import Backend, open_backend
 from engines.bundle import GRAPH, Bundle, find_bundle, load_bundle
-from engines.plans import PLANS, Plan, named_plan
+from engines.plans import PLANS, Plan, named_plan, plan_inputs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,14 +60,16 @@ def run(progress: Progress = lambda _: None) -> dict[str, float]:
         import torch
 
         from engines.export import load_model
+        from engines.mae import MaskedAutoencoder
     except ImportError as error:
         raise MasklineError(f"bench engine needs {error.name}: pip install 'maskline[train]'") from error
     bundle = load_bundle(find_bundle("texture-s"))
     model = load_model(bundle).requires_grad_(False)
+    assert isinstance(model, MaskedAutoencoder)
     good, bad = _photographs(bundle.manifest.tile_px)
     progress("loading")
     backends = {plan: _load(bundle, plan, "f32") for plan in PLANS}
-    x1 = named_plan("x1", model.architecture.grid, model.architecture.block)
+    x1 = named_plan("x1", model.architecture)
     with _threads(), torch.no_grad():
         figures = _exactness(model, backends["x1"], good[:2], x1)
         figures |= _work(model, good[:1], x1)
@@ -165,7 +167,8 @@ def _speed(
     square = torch.rand(MATRIX, MATRIX)
     timed: Timed = {
         "naive": lambda: naive(copies, visible),
-        "plain": _plain_export(bundle, naive, copies, visible),
+        "plain": _plain_export(naive, copies, visible),
+        "whole": _whole_tile(bundle, model, tile),
         "matmul": lambda: square @ square,
     }
     for name, backend in backends.items():
@@ -179,6 +182,7 @@ def _speed(
     figures = {f"engine.plan.{p}.ms_per_tile": statistics.median(seconds[p]) * 1e3 for p in PLANS}
     figures["engine.naive_ms_per_tile"] = statistics.median(seconds["naive"]) * 1e3
     figures["engine.speedup_fp32"] = _ratio(seconds["naive"], seconds["x1"])
+    figures["engine.speedup_of_context"] = _ratio(seconds["whole"], seconds["x1"])
     figures["engine.speedup_vs_plain_export"] = _ratio(seconds["plain"], seconds["x1"])
     if "bf16" in seconds:
         figures["engine.speedup_bf16"] = _ratio(seconds["naive"], seconds["bf16"])
@@ -202,14 +206,12 @@ def _ratio(slow: list[float], fast: list[float]) -> float:
     return float(statistics.median(a / b for a, b in zip(slow, fast, strict=True)))
 
 
-def _plain_export(bundle: Bundle, naive: Any, copies: Tensor, visible: Tensor) -> Callable[[], object]:
+def _plain_export(naive: Any, copies: Tensor, visible: Tensor) -> Callable[[], object]:
     """The naive network in OpenVINO, with as many threads as ours."""
     import torch
 
-    from engines.backends.openvino import compile_graph
     from engines.export import OPSET
 
-    assert GRAPH in bundle.manifest.files
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -221,11 +223,19 @@ def _plain_export(bundle: Bundle, naive: Any, copies: Tensor, visible: Tensor) -
             opset_version=OPSET,
             input_names=["copies", "visible"],
         )
-    compiled = compile_graph(
-        file.getvalue(), {"visible": visible.numpy().astype(np.int32)}, tuple(copies.shape), "f32", 0
-    )
-    request = compiled.create_infer_request()
-    pixels = copies.numpy()
+    return _request(file.getvalue(), {"visible": visible.numpy().astype(np.int32)}, copies.numpy())
+
+
+def _whole_tile(bundle: Bundle, model: MaskedAutoencoder, tile: Tiles) -> Callable[[], object]:
+    """Plan x1 of the same network, each variant seeing all of the tile."""
+    whole = model.architecture.model_copy(update={"context": None})
+    return _request(bundle.read(GRAPH), plan_inputs(whole, "x1"), tile[None])
+
+
+def _request(onnx: bytes, constants: dict[str, Any], pixels: Tiles) -> Callable[[], object]:
+    from engines.backends.openvino import compile_graph
+
+    request = compile_graph(onnx, constants, pixels.shape, "f32", 0).create_infer_request()
     return lambda: request.infer({0: pixels}, share_inputs=True)
 
 

@@ -16,10 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.errors import BundleError, RecipeError
-from engines.architecture import MaeArchitecture
 from engines.backends import BackendInfo, require_plan
-from engines.bundle import GRAPH, Bundle
-from engines.plans import named_plan
+from engines.bundle import GRAPH, WEIGHTS, Bundle, MarkerArchitecture, NullArchitecture
+from engines.plans import plan_inputs
 
 __all__ = ["OpenVinoBackend", "compile_graph", "instruction_set"]
 
@@ -48,14 +47,12 @@ class OpenVinoBackend:
         """See `Backend`."""
         openvino = import_openvino()
         a = bundle.manifest.architecture
-        if not isinstance(a, MaeArchitecture):
+        if isinstance(a, MarkerArchitecture | NullArchitecture):
             raise BundleError(f"bundle {bundle.path}: kind {a.kind!r} is not for backend 'openvino', use {a.kind!r}")
         require_plan(bundle, plan)
         self._input = np.zeros((batch, a.tile_px, a.tile_px, a.channels), np.uint8)
-        sets = named_plan(plan, a.grid, a.block)
-        constants = {"visible": sets.visible, "hidden": sets.hidden, "place": sets.place}
         try:
-            compiled = compile_graph(bundle.read(GRAPH), constants, self._input.shape, precision, threads)
+            compiled = compile_graph(_graph(bundle), plan_inputs(a, plan), self._input.shape, precision, threads)
         except RuntimeError as error:
             raise BundleError(f"bundle {bundle.path}: OpenVINO cannot run {GRAPH}: {error}") from error
         self._request = compiled.create_infer_request()
@@ -87,6 +84,15 @@ class OpenVinoBackend:
         return self._info
 
 
+def _graph(bundle: Bundle) -> bytes | Path:
+    """The bundle's graph; its path where the weights lie beside it, which are checked here and read by OpenVINO."""
+    graph = bundle.read(GRAPH)
+    if WEIGHTS.encode() not in graph:
+        return graph
+    bundle.read(WEIGHTS)
+    return bundle.path / GRAPH
+
+
 def import_openvino() -> Any:
     """OpenVINO without its usage statistics: left alone, its import forks a process that posts to an analytics service
     on the internet and leaves files in the home folder. Without that package it does neither."""
@@ -97,7 +103,11 @@ def import_openvino() -> Any:
 
 
 def compile_graph(
-    onnx: bytes, constants: dict[str, npt.NDArray[np.int32]], shape: tuple[int, ...], precision: str, threads: int
+    onnx: bytes | Path,
+    constants: dict[str, npt.NDArray[np.int32]],
+    shape: tuple[int, ...],
+    precision: str,
+    threads: int,
 ) -> Any:
     """Compiles for the CPU, for latency, with some inputs turned into constants and the others of the given shape.
 
@@ -112,7 +122,7 @@ def compile_graph(
     if PRECISIONS.get(precision) not in capabilities:
         here = ", ".join(p for p, c in PRECISIONS.items() if c in capabilities)
         raise RecipeError(f"precision {precision!r}: this CPU has {here}; change `precision` in the recipe")
-    model = core.read_model(onnx, b"")
+    model = core.read_model(onnx) if isinstance(onnx, Path) else core.read_model(onnx, b"")
     for parameter in list(model.get_parameters()):
         values = constants.get(parameter.get_friendly_name())
         if values is not None:

@@ -13,11 +13,22 @@ TINY = MaeArchitecture(
 )
 VARIANTS = {
     "cross": TINY,
+    "near": TINY.model_copy(update={"context": 1}),
     "self": TINY.model_copy(update={"decoder": "self", "decoder_width": 48, "decoder_heads": 3}),
     "he": TINY.model_copy(
         update={"decoder": "self", "positions": "sine", "normalise": "fixed", "class_token": True, "channels": 3}
     ),
     "sine": TINY.model_copy(update={"positions": "sine", "decoder_depth": 1}),
+    "normalised": TINY.model_copy(
+        update={
+            "positions": "sine",
+            "normalise": "fixed",
+            "channels": 3,
+            "mean": (0.5, 0.45, 0.4),
+            "std": (0.2, 0.25, 0.3),
+            "target": "normalised",
+        }
+    ),
 }
 
 

@@ -14,8 +14,9 @@ from edge.errors import MasklineError, SourceError
 from engines import fit as module
 from engines.bundle import Bundle, Manifest, load_bundle
 from engines.export import export_bundle
-from engines.fit import Fitting, draw_curve, fit, load_good
+from engines.fit import draw_curve, fit, from_bundle, from_scratch, load_good
 from engines.mae import MaskedAutoencoder
+from engines.registry import Fitting
 from engines.textures import canvas
 
 MANIFEST = Manifest(name="tiny", architecture=TINY, licence="none", files={"network.onnx": "0" * 64})
@@ -38,7 +39,7 @@ def good(tmp_path: Path) -> Path:
 
 
 def test_a_bundle_with_pictures_comes_out(base: Bundle, good: Path, tmp_path: Path) -> None:
-    bundle = fit(good, base.path, tmp_path / "out", SHORT, quiet=True)
+    bundle = fit(good, from_bundle(base.path), tmp_path / "out", SHORT, quiet=True)
     assert load_bundle(tmp_path / "out") == bundle
     assert bundle.manifest.name == "out"
     assert bundle.manifest.trained is not None
@@ -53,12 +54,12 @@ def test_a_bundle_with_pictures_comes_out(base: Bundle, good: Path, tmp_path: Pa
 def test_an_interrupted_run_ends_the_same(
     base: Bundle, good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = fit(good, base.path, tmp_path / "whole", SHORT, name="same", quiet=True)
-    monkeypatch.setattr(module, "draw_mask", interrupted_after(5, module.draw_mask))
+    whole = fit(good, from_bundle(base.path), tmp_path / "whole", SHORT, name="same", quiet=True)
+    monkeypatch.setattr(module, "_crops", interrupted_after(6, module._crops))
     with pytest.raises(KeyboardInterrupt):
-        fit(good, base.path, tmp_path / "cut", SHORT, name="same", quiet=True)
+        fit(good, from_bundle(base.path), tmp_path / "cut", SHORT, name="same", quiet=True)
     monkeypatch.undo()
-    again = fit(good, base.path, tmp_path / "cut", SHORT, name="same", quiet=True)
+    again = fit(good, from_bundle(base.path), tmp_path / "cut", SHORT, name="same", quiet=True)
     assert again.manifest.files["network.safetensors"] == whole.manifest.files["network.safetensors"]
 
 
@@ -76,11 +77,11 @@ def interrupted_after(calls: int, function: object) -> object:
 def test_a_run_with_other_settings_is_not_resumed(
     base: Bundle, good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "draw_mask", interrupted_after(3, module.draw_mask))
+    monkeypatch.setattr(module, "_crops", interrupted_after(4, module._crops))
     with pytest.raises(KeyboardInterrupt):
-        fit(good, base.path, tmp_path / "cut", SHORT, quiet=True)
+        fit(good, from_bundle(base.path), tmp_path / "cut", SHORT, quiet=True)
     with pytest.raises(MasklineError, match="other settings"):
-        fit(good, base.path, tmp_path / "cut", Fitting(steps=7, batch=2, every=2), quiet=True)
+        fit(good, from_bundle(base.path), tmp_path / "cut", Fitting(steps=7, batch=2, every=2), quiet=True)
 
 
 def test_images_that_cannot_be_used_are_named(tmp_path: Path) -> None:
@@ -111,3 +112,37 @@ def test_grey_colour_and_deep_images_fit_the_bundle(tmp_path: Path) -> None:
 def test_a_curve_can_be_drawn_of_anything() -> None:
     for seen, held in (([], []), ([0.5], []), ([0.9, 0.5, 0.4], [0.6])):
         assert draw_curve(seen, held, 2).shape == (360, 640, 3)
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"engine": "yolo"}, "--engine 'yolo': there is no such engine; there are: mae, sdc"),
+        ({"engine": "mae", "size": "huge"}, "--size 'huge': engine 'mae' has the sizes edge"),
+        ({"engine": "mae", "tile_px": 225}, "tile_px 225 is no multiple of patch_px 14"),
+    ],
+)
+def test_an_engine_that_cannot_be_had_is_named(choice: dict[str, object], message: str) -> None:
+    with pytest.raises(MasklineError, match=message):
+        from_scratch(**choice)  # type: ignore[arg-type]
+
+
+def test_fresh_weights_follow_the_seed() -> None:
+    first, same, other = (from_scratch("mae", tile_px=56, seed=seed).network.state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[name], same[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+    assert from_scratch("mae").base.startswith("texture-s ")
+
+
+def test_a_network_of_one_pass_is_fitted_from_fresh_weights(good: Path, tmp_path: Path) -> None:
+    bundle = fit(
+        good, from_scratch("sdc", tile_px=64), tmp_path / "out", Fitting(steps=4, batch=1, every=2), quiet=True
+    )
+    assert bundle.manifest.architecture.kind == "sdc"
+    assert bundle.manifest.plans == ("x1",)
+    assert bundle.manifest.error_map.kind == "smoothed"
+    assert bundle.manifest.trained is not None
+    assert bundle.manifest.trained.base == ""
+    again = fit(good, from_bundle(bundle.path), tmp_path / "more", Fitting(steps=2, batch=1), quiet=True)
+    assert again.manifest.trained is not None
+    assert again.manifest.trained.base == f"out {bundle.sha256}"

@@ -15,7 +15,7 @@ from engines.reference import repaint_plainly
 def repaint(model: MaskedAutoencoder, pixels: torch.Tensor, plan: str) -> torch.Tensor:
     a = model.architecture
     with torch.no_grad():
-        return model(pixels, *plan_tensors(named_plan(plan, a.grid, a.block)))
+        return model(pixels, *plan_tensors(named_plan(plan, a)))
 
 
 def test_patches_come_back_in_place() -> None:
@@ -31,9 +31,7 @@ def test_equal_to_masked_copies_and_the_whole_decoder(kind: str, plan: str) -> N
     fast = repaint(model, pixels, plan)
     assert fast.std() > 0.05  # answers that do not vary would be equal for no reason
     a = VARIANTS[kind]
-    torch.testing.assert_close(
-        fast, repaint_plainly(model, pixels, named_plan(plan, a.grid, a.block)), atol=1e-5, rtol=0
-    )
+    torch.testing.assert_close(fast, repaint_plainly(model, pixels, named_plan(plan, a)), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kind", VARIANTS)

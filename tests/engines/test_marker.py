@@ -20,7 +20,7 @@ def noise(seed: int, shape: tuple[int, ...], dtype: type = np.uint8) -> np.ndarr
     return np.random.default_rng(seed).integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     parts,
     st.booleans(),
@@ -35,7 +35,7 @@ def test_what_is_drawn_is_read(part: int, bad: bool, x: int, y: int, seed: int, 
     assert read(image) == Marker(part, bad)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(parts, st.booleans(), st.integers(0, 60), st.integers(0, 60), st.integers(0, 9))
 def test_survives_halving(part: int, bad: bool, x: int, y: int, seed: int) -> None:
     frame = noise(seed, (448, 448, 3))
@@ -43,7 +43,7 @@ def test_survives_halving(part: int, bad: bool, x: int, y: int, seed: int) -> No
     assert read(cv2.resize(frame, (224, 224), interpolation=cv2.INTER_AREA)) == Marker(part, bad)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(parts, st.integers(2, 9), st.integers(2, 9))
 def test_a_damaged_cell_is_no_marker(part: int, row: int, column: int) -> None:
     image = np.full((120, 120), 90, np.uint8)

@@ -15,6 +15,7 @@ from engines.architecture import MaeArchitecture
 from engines.backends import open_backend
 from engines.bundle import ZOO, Bundle, Manifest, load_bundle, write_bundle
 from engines.export import OPSET, export_bundle, load_model
+from engines.fit import from_scratch
 from engines.mae import MaskedAutoencoder
 from engines.plans import PLANS, named_plan
 from engines.reference import repaint_plainly
@@ -24,6 +25,7 @@ TINY = MaeArchitecture(
 )
 KINDS = {
     "cross": TINY,
+    "near": TINY.model_copy(update={"context": 2}),
     "odd": TINY.model_copy(update={"tile_px": 42}),
     "he": TINY.model_copy(
         update={"decoder": "self", "positions": "sine", "normalise": "fixed", "class_token": True, "channels": 3}
@@ -52,7 +54,7 @@ def some_tiles(bundle: Bundle, count: int) -> np.ndarray:
 
 def plainly(bundle: Bundle, tiles: np.ndarray, plan: str) -> np.ndarray:
     model = load_model(bundle)
-    sets = named_plan(plan, model.architecture.grid, model.architecture.block)
+    sets = named_plan(plan, model.architecture)
     return repaint_plainly(model, torch.from_numpy(tiles), sets).numpy()
 
 
@@ -79,7 +81,7 @@ def test_onnxruntime_equals_torch(bundle: Bundle, plan: str) -> None:
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(bundle.read("network.onnx"), options, providers=["CPUExecutionProvider"])
     a, tiles = load_model(bundle).architecture, some_tiles(bundle, 3)
-    sets = named_plan(plan, a.grid, a.block)
+    sets = named_plan(plan, a)
     feeds = {"tiles": tiles, "visible": sets.visible, "hidden": sets.hidden, "place": sets.place}
     (repainted,) = session.run(None, feeds)
     np.testing.assert_allclose(repainted, plainly(bundle, tiles, plan), atol=1e-4, rtol=0)
@@ -138,3 +140,25 @@ def test_the_bundle_that_ships_equals_torch_and_repaints() -> None:
     np.testing.assert_allclose(repainted, plainly(bundle, tiles, "x16"), atol=1e-4, rtol=0)
     flat = tiles.mean((1, 2, 3), keepdims=True) / 255
     assert abs(repainted - tiles / 255).mean() < abs(flat - tiles / 255).mean()
+
+
+def test_a_network_of_one_pass_is_served_as_torch_computes_it(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    start = from_scratch("sdc", tile_px=64, channels=3)
+    network = start.network.train()
+    rng = np.random.default_rng(0)
+    fitted = torch.from_numpy(rng.integers(0, 256, (4, 64, 64, 3), np.uint8))
+    for _ in range(3):
+        network(fitted)  # the statistics of the batches are no longer those of fresh weights
+    bundle = export_bundle(tmp_path / "b", network, start.manifest)
+    assert bundle.manifest.plans == ("x1",)
+    tiles = some_tiles(bundle, 3)
+    with torch.no_grad():
+        expected = network.eval()(torch.from_numpy(tiles)).numpy()
+    assert expected.std() > 0.01
+    np.testing.assert_allclose(by_openvino(bundle, tiles, "x1"), expected, atol=1e-4, rtol=0)
+    with torch.no_grad():
+        again = load_model(bundle)(torch.from_numpy(tiles)).numpy()
+    np.testing.assert_array_equal(again, expected)
+    with pytest.raises(BundleError, match=r"it has no mask plan 'x16', only x1; change `plan` in the recipe"):
+        by_openvino(bundle, tiles, "x16")

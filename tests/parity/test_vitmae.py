@@ -162,7 +162,7 @@ def pixels() -> torch.Tensor:
 
 @pytest.mark.parametrize("name", ["x1", "x4"])
 def test_torch_equals_vitmae(oracle: nn.Module, pixels: torch.Tensor, name: str) -> None:
-    plan = named_plan(name, ARCHITECTURE.grid, ARCHITECTURE.block)
+    plan = named_plan(name, ARCHITECTURE)
     expected = variant_by_variant(oracle, pixels, plan)
     model = translate(oracle)
     scale = 1 / expected.std()  # unit output variance: the tolerance means something
@@ -174,7 +174,7 @@ def test_torch_equals_vitmae(oracle: nn.Module, pixels: torch.Tensor, name: str)
 
 
 def test_the_exported_graph_equals_vitmae(oracle: nn.Module, pixels: torch.Tensor, tmp_path: Path) -> None:
-    plan = named_plan("x1", ARCHITECTURE.grid, ARCHITECTURE.block)
+    plan = named_plan("x1", ARCHITECTURE)
     answers = variant_by_variant(oracle, pixels, plan)
     model = translate(oracle)
     scale = 0.15 / (answers.std() * ARCHITECTURE.std)  # answers stay inside [0, 1], where nothing is clipped
