@@ -33,8 +33,9 @@ __all__ = ["Size", "run_demo", "size_for"]
 
 TEXTURES = {"near": "brick", "far": "brick"}
 SCALE = {"near": 3.0, "far": 1.5}
-"""Frame pixels per pixel of the photograph. Both cameras look at a pavement of bricks: gravel and grass, the other
-photographs that ship, are too irregular to be repainted, and a defect must be gross to stand out there."""
+"""Frame pixels per pixel of the photograph. Both cameras look at a pavement of bricks, which the network never saw in
+its training; the left half calibrates, the right half is judged. Gravel and grass, the other photographs that ship, are
+too irregular to be repainted, and a defect must be gross to stand out there."""
 
 MARGIN_PX = 28
 """As in configs/demo.toml: the outermost blocks have surroundings on one side only, and are not judged."""
