@@ -14,6 +14,7 @@ from rich.table import Table
 
 from edge import __version__
 from edge.bench import Budget
+from edge.cli_engine import engine as engine_commands
 from edge.errors import MasklineError
 
 __all__ = ["app", "main"]
@@ -25,6 +26,7 @@ app = typer.Typer(
     help="Watches a camera inspection line and answers for every part, in time: PASS, REJECT or UNINSPECTED.",
 )
 
+app.add_typer(engine_commands, name="engine")
 
 RecipeArgument = Annotated[
     str, typer.Argument(help="A recipe: a TOML file, or the name of one that ships.", metavar="RECIPE")

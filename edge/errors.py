@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "BundleError",
     "CalibrationError",
+    "EngineError",
     "LineBusyError",
     "MasklineError",
     "RecipeError",
@@ -39,6 +40,12 @@ class BundleError(MasklineError):
 
 class CalibrationError(MasklineError):
     """A calibration file cannot be read, or good parts are too few to compute one."""
+
+    exit_code = EXIT_CONFIG
+
+
+class EngineError(MasklineError):
+    """A compiled engine is missing, stale, damaged or not verified, or what runs it is: driver, device, library."""
 
     exit_code = EXIT_CONFIG
 

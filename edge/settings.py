@@ -143,8 +143,8 @@ class Station(Section):
 class Engine(Section):
     """The backend that serves every bundle of the line."""
 
-    backend: Literal["openvino", "marker", "null"] = "openvino"
-    precision: Literal["f32", "bf16"] = "f32"
+    backend: Literal["openvino", "tensorrt", "marker", "null"] = "openvino"
+    precision: Literal["f32", "bf16", "f16", "int8"] = "f32"  # what of it there is depends on backend and machine
     threads: int = Field(default=0, ge=0, le=256)  # 0: the cores less one
     null_delay_ms: float = Field(default=0, ge=0, le=60_000)  # backend "null": how long it pretends to work per frame
 

@@ -13,7 +13,7 @@ from engines.bundle import Bundle
 
 __all__ = ["BACKENDS", "Backend", "BackendInfo", "open_backend", "require_plan"]
 
-BACKENDS = ("openvino", "marker", "null")
+BACKENDS = ("openvino", "tensorrt", "marker", "null")
 
 Tiles = npt.NDArray[np.uint8]
 Reconstruction = npt.NDArray[np.float32]
@@ -39,8 +39,8 @@ class Backend(Protocol):
     def load(self, bundle: Bundle, plan: str, *, precision: str, threads: int, batch: int) -> None:
         """Makes the engine ready for `batch` tiles at a time on `threads` threads; 0 means the cores less one.
 
-        precision: "f32" or "bf16". Raises BundleError for a bundle or plan that this backend cannot run, and
-        RecipeError for a precision that this machine cannot run.
+        precision: "f32", "f16", "bf16" or "int8". Raises BundleError for a bundle or plan that this backend cannot run,
+        and RecipeError for a precision that this machine cannot run.
         """
 
     def warm_up(self) -> None:
@@ -64,6 +64,10 @@ def open_backend(name: str, *, null_delay_ms: float | None = None) -> Backend:
         from engines.backends.openvino import OpenVinoBackend
 
         return OpenVinoBackend()
+    if name == "tensorrt":
+        from engines.backends.tensorrt import TensorRtBackend
+
+        return TensorRtBackend()
     if name == "marker":
         from engines.backends.marker import MarkerBackend
 

@@ -97,7 +97,7 @@ def test_the_null_backend_copies_after_its_delay(tmp_path: Path) -> None:
 
 
 def test_an_unknown_backend_or_plan_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="openvino, marker, null"):
+    with pytest.raises(RecipeError, match="openvino, tensorrt, marker, null"):
         open_backend("cuda")
     bundle = write_bundle(
         tmp_path / "n", Manifest(name="n", architecture=NullArchitecture(kind="null"), licence="", plans=("x1",)), {}

@@ -1,0 +1,117 @@
+"""TensorRT on NVIDIA GPUs: `tensorrt` (JetPack 6.1 and later, data centre) or `tensorrt_rtx` (RTX desktops).
+
+`maskline engine build` compiles a bundle for a GPU and keeps it in the cache, `maskline engine verify` compares its
+answers with the CPU's; what is served here is an engine that passed. See docs/tensorrt.md.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from edge.errors import BundleError, EngineError, RecipeError
+from engines.backends import BackendInfo, require_plan
+from engines.backends.tensorrt.api import Api, find_tensorrt
+from engines.backends.tensorrt.cache import EngineCache, EngineKey, Stored
+from engines.backends.tensorrt.device import CudaGpu, Gpu
+from engines.backends.tensorrt.runner import Runner
+from engines.bundle import Bundle, MarkerArchitecture, NullArchitecture
+from engines.precision import PRECISIONS
+
+__all__ = ["TensorRtBackend", "command"]
+
+KEEP_WARM_AFTER_S = 0.25
+"""Without work for so long a GPU starts to lower its clocks."""
+
+
+class TensorRtBackend:
+    """One engine from the cache, on one GPU, on one thread's behalf."""
+
+    def __init__(
+        self,
+        cache: EngineCache | None = None,
+        *,
+        find: Callable[[], Api] = find_tensorrt,
+        open_gpu: Callable[[Api], Gpu] = CudaGpu,
+        verified_only: bool = True,
+    ) -> None:
+        self._cache, self._find, self._open_gpu = cache or EngineCache(), find, open_gpu
+        self._verified_only = verified_only
+        self._info: BackendInfo | None = None
+        self._last_s = 0.0
+
+    def load(self, bundle: Bundle, plan: str, *, precision: str, threads: int, batch: int) -> None:
+        """See `Backend`. Raises EngineError, which says what to do, for an engine that is missing, stale, damaged or
+        not verified, and without a GPU."""
+        kind = bundle.manifest.architecture.kind
+        if isinstance(bundle.manifest.architecture, MarkerArchitecture | NullArchitecture):
+            raise BundleError(f"bundle {bundle.path}: kind {kind!r} is not for backend 'tensorrt', use {kind!r}")
+        require_plan(bundle, plan)
+        if precision not in PRECISIONS:
+            raise RecipeError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
+        api = self._find()
+        self._gpu = self._open_gpu(api)
+        about = self._gpu.info
+        key = EngineKey.of(
+            bundle, plan, precision, batch, flavour=api.flavour, version=api.version, gpu=(about.target, about.name)
+        )
+        try:
+            self.stored = self._cache.find(key)
+            engine = self._cache.read(self.stored)
+        except EngineError as error:
+            raise EngineError(f"bundle {bundle.path}: {error}; run: {command('build', bundle, key)}") from error
+        if self._verified_only:
+            _require_verified(self.stored, command("verify", bundle, key))
+        self._runner = Runner(self._gpu, engine, key.tiles, self._cache.read_kernels(self.stored))
+        # The engine's hash belongs to the version: one that is built anew may round otherwise, and thresholds with it.
+        version = f"{api.name}, engine {self.stored.manifest.engine_sha256[:16]}"
+        self._info = BackendInfo("tensorrt", version, about.name, precision, about.target, plan)
+
+    def warm_up(self) -> None:
+        """See `Backend`; what was compiled on the device is kept for the next start."""
+        self._runner.warm_up()
+        self._cache.keep_kernels(self.stored, self._gpu.kernels())
+        self._last_s = time.monotonic()
+
+    def infer(self, tiles: npt.NDArray[np.uint8], out: npt.NDArray[np.float32]) -> int | None:
+        """See `Backend`."""
+        self._runner.infer(tiles, out)
+        self._last_s = time.monotonic()
+        return None
+
+    def keep_warm(self) -> None:
+        """To be called while no part comes: now and then it runs a batch for nothing, so that the next part does not
+        wait for the clocks."""
+        if time.monotonic() - self._last_s >= KEEP_WARM_AFTER_S:
+            self._runner.keep_warm()
+            self._last_s = time.monotonic()
+
+    def describe(self) -> BackendInfo:
+        """See `Backend`."""
+        if self._info is None:
+            raise RuntimeError("load the backend first")
+        return self._info
+
+    def close(self) -> None:
+        """Frees the GPU's memory; otherwise the end of the process does."""
+        self._gpu.close()
+
+
+def command(verb: str, bundle: Bundle, key: EngineKey) -> str:
+    """The command line that makes or verifies an engine."""
+    batch = f" --batch {key.tiles[0]}" if key.tiles[0] != 1 else ""
+    return f"maskline engine {verb} {bundle.path} --plan {key.plan} --precision {key.precision}{batch}"
+
+
+def _require_verified(stored: Stored, how: str) -> None:
+    verification = stored.manifest.verification
+    if verification is None:
+        raise EngineError(f"engine {stored.folder}: was never compared with the CPU's answers; run: {how}")
+    if not verification.passed:
+        raise EngineError(
+            f"engine {stored.folder}: its answers differ too much from the CPU's (largest error "
+            f"{verification.max_error:.3g}, {verification.agreement:.1%} of decisions equal); take another precision"
+        )
