@@ -31,10 +31,11 @@ from torch import Tensor
 
 from edge.errors import MasklineError
 from engines.architecture import VIT_B, MaeArchitecture
+from engines.bases import sine_positions
 from engines.bundle import GRAPH, WEIGHTS, Bundle, Manifest, Score, Trained
 from engines.checkpoint_keys import expected_shapes, our_name, our_state, their_name
 from engines.export import export_bundle
-from engines.mae import MaskedAutoencoder, sine_positions
+from engines.mae import MaskedAutoencoder
 from engines.plans import named_plan
 
 __all__ = ["LICENCE", "import_checkpoint", "load_checkpoint", "summary"]

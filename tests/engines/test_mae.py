@@ -7,7 +7,8 @@ import torch
 from engine_helpers import TINY, VARIANTS, scrambled, tiles
 
 from engines.architecture import TEXTURE_S, MaeArchitecture
-from engines.mae import MaskedAutoencoder, cosine_basis, patchify, plan_tensors, plane_waves, unpatchify
+from engines.bases import cosine_basis, plane_waves
+from engines.mae import MaskedAutoencoder, patchify, plan_tensors, unpatchify
 from engines.plans import PLANS, named_plan
 from engines.reference import repaint_plainly
 
