@@ -5,9 +5,11 @@ then opened. (1 - SSIM) / 2 and the absolute difference both lie in [0, 1], so t
 [0, ssim_weight + l1_weight]. Comparing by SSIM and L1 together and removing specks by opening follow Dini & Rahtu,
 "Detecting Anomalies in Textured Images Using Modified Transformer Masked Autoencoder"; the exact scaling is ours.
 
-Kind `smoothed` is the absolute or squared difference, averaged over the channels and smoothed by a Gaussian, as Bauer,
-"Self-Supervised Training with Autoencoders for Visual Anomaly Detection", does; of squares the root is taken, which
-changes no order and leaves the map on the scale of the pixels, in [0, 1].
+Kind `smoothed` is the absolute ("l1") or squared ("l2") difference, averaged over the channels and smoothed by a
+Gaussian, as Bauer, "Self-Supervised Training with Autoencoders for Visual Anomaly Detection", does; of squares the root
+is taken, which changes no order and leaves the map on the scale of the pixels, in [0, 1]. "signed" (ours) smooths the
+difference itself and takes the absolute value then: the noise of a surface averages out, a spot that is lighter or
+darker than it should be does not.
 
 SSIM is that of Wang et al. 2004 with a uniform window, pinned to what scikit-image computes with
 `structural_similarity(a, b, win_size=window, data_range=1.0, full=True)`: sample covariance (divided by n - 1),
@@ -193,7 +195,7 @@ class _Smoothed:
             plane -= reconstruction[..., channel]
             if self._spec.norm == "l1":
                 np.abs(plane, out=plane)
-            else:
+            elif self._spec.norm == "l2":
                 plane *= plane
             out += plane
         out *= np.float32(1 / channels)
@@ -203,6 +205,8 @@ class _Smoothed:
         cv2.GaussianBlur(error, (0, 0), sigma, dst=out, borderType=cv2.BORDER_REFLECT)
         if self._spec.norm == "l2":
             np.sqrt(out, out=out)
+        elif self._spec.norm == "signed":
+            np.abs(out, out=out)
 
 
 class ErrorMapper:

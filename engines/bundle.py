@@ -104,7 +104,7 @@ class SmoothedMap(_Frozen):
     """The difference, smoothed by a Gaussian (see `edge.anomaly`): what suits networks that repaint all at once."""
 
     kind: Literal["smoothed"] = "smoothed"
-    norm: Literal["l1", "l2"] = "l2"
+    norm: Literal["l1", "l2", "signed"] = "l2"
     sigma_px: float = Field(default=3.0, ge=0.5, le=64)
 
     @property
