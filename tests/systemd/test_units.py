@@ -108,6 +108,7 @@ def test_folders_are_declared(installed: Path) -> None:
     assert declared == {
         "/run/maskline": [setting("RuntimeDirectoryMode"), setting("User"), setting("Group"), "-"],
         "/var/lib/maskline": [setting("StateDirectoryMode"), setting("User"), setting("Group"), "-"],
+        "/var/cache/maskline": [setting("CacheDirectoryMode"), setting("User"), setting("Group"), "-"],
         "/etc/maskline": ["0755", "root", "root", "-"],
     }
 
