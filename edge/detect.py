@@ -56,6 +56,11 @@ class Detector:
             self._exact.infer(tiles[i : i + 1], out[i : i + 1])
         return None
 
+    def keep_warm(self) -> None:
+        """To be called while no part comes; see `Backend`."""
+        for backend in filter(None, (self._exact, self._cheap)):
+            backend.keep_warm()
+
 
 def open_detectors(plan: LinePlan) -> dict[str, Detector]:
     """Load and warm up the engines of every station; stations with the same bundle and plan share one.
@@ -90,7 +95,12 @@ def run(worker: Worker) -> None:
     calibration = worker.calibration()
     failures, warned = 0, False
     worker.ready()
-    for frame in worker.frames():
+
+    def keep_warm() -> None:
+        for detector in detectors.values():
+            detector.keep_warm()
+
+    for frame in worker.frames(each_turn=keep_warm):
         reason, witness = frame.reason, None
         if reason is None:
             arrays = worker.slab.arrays(frame.slot)

@@ -54,6 +54,10 @@ class Backend(Protocol):
         marker engine reads it, so that a verdict made from another part's pixels can be seen.
         """
 
+    def keep_warm(self) -> None:
+        """To be called often while no part comes: a device whose clocks fall when it is idle does something for nothing
+        now and then, so that the next part does not wait for them."""
+
     def describe(self) -> BackendInfo:
         """What runs. Raises RuntimeError before `load`."""
 

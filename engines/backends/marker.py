@@ -55,6 +55,9 @@ class MarkerBackend:
             raise ValueError("no intact marker in any tile of the frame")
         return witness
 
+    def keep_warm(self) -> None:
+        """See `Backend`; nothing cools down here."""
+
     def describe(self) -> BackendInfo:
         """See `Backend`."""
         if self._plan is None:

@@ -43,6 +43,9 @@ class NullBackend:
             time.sleep(self._delay_ms / 1000)
         return None
 
+    def keep_warm(self) -> None:
+        """See `Backend`; nothing cools down here."""
+
     def describe(self) -> BackendInfo:
         """See `Backend`."""
         if self._plan is None:

@@ -77,6 +77,9 @@ class OpenVinoBackend:
             out[start : start + count] = self._request.get_output_tensor().data[:count]
         return None
 
+    def keep_warm(self) -> None:
+        """See `Backend`; nothing cools down here."""
+
     def describe(self) -> BackendInfo:
         """See `Backend`."""
         if self._info is None:

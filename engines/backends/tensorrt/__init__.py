@@ -83,8 +83,7 @@ class TensorRtBackend:
         return None
 
     def keep_warm(self) -> None:
-        """To be called while no part comes: now and then it runs a batch for nothing, so that the next part does not
-        wait for the clocks."""
+        """See `Backend`."""
         if time.monotonic() - self._last_s >= KEEP_WARM_AFTER_S:
             self._runner.keep_warm()
             self._last_s = time.monotonic()
