@@ -5,17 +5,15 @@ An absent or mismatching calibration is UNINSPECTED(uncalibrated), never a defau
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edge.errors import CalibrationError
+from edge.paths import write_durably
 from edge.tiling import FrameLevels
 from edge.verdict import Reason
 
@@ -137,25 +135,9 @@ def save_calibration(calibration: Calibration, path: Path) -> None:
 
     Raises CalibrationError where the folder cannot be written.
     """
-    temporary = None
     try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        temporary = Path(name)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(calibration.to_bytes())
-            file.flush()
-            os.fchmod(file.fileno(), 0o644)
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        write_durably(path, calibration.to_bytes())
     except OSError as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
         raise CalibrationError(f"{path}: cannot write the calibration: {error}") from error
 
 

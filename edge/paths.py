@@ -1,7 +1,9 @@
-"""Where a line keeps its sockets (gone at reboot) and its state (journal, calibration, pictures)."""
+"""Where a line keeps its sockets (gone at reboot) and its state (journal, calibration, pictures), and how files get
+there whole."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import tempfile
@@ -9,7 +11,15 @@ from pathlib import Path
 
 from edge.errors import ResourceError
 
-__all__ = ["calibration_path", "journal_path", "make_private", "runtime_dir", "state_dir", "verdict_endpoint"]
+__all__ = [
+    "calibration_path",
+    "journal_path",
+    "make_private",
+    "runtime_dir",
+    "state_dir",
+    "verdict_endpoint",
+    "write_durably",
+]
 
 _LONGEST_SOCKET_PATH = 107  # sun_path, less its final zero
 _LONGEST_SOCKET_NAME = len("/capture.") + 31
@@ -67,3 +77,24 @@ def make_private(path: Path) -> Path:
     except OSError as error:
         raise ResourceError(f"{path}: cannot make this folder: {error.strerror}") from error
     return path
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Writes the whole file or leaves the old one, also through a power cut; everybody may read it. Raises OSError."""
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fchmod(file.fileno(), 0o644)  # who writes need not be who reads: an engineer builds, a service serves
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from edge.demo.defects import paint_any
 from edge.errors import RecipeError, SourceError
+from edge.sources.folder import SUFFIXES
 from edge.sources.images import BadImageError, decode_image
 from edge.tiling import plan_prepare, prepare
 from engines.backends.tensorrt.verify import Samples
@@ -16,8 +17,6 @@ from engines.bundle import Manifest
 from engines.textures import canvas
 
 __all__ = ["good_tiles", "samples"]
-
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"})
 
 Tiles = NDArray[np.uint8]
 

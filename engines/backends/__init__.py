@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.errors import BundleError, RecipeError
-from engines.bundle import Bundle
+from engines.architecture import Architecture
+from engines.bundle import Bundle, MarkerArchitecture, NullArchitecture
 
-__all__ = ["BACKENDS", "Backend", "BackendInfo", "open_backend", "require_plan"]
+__all__ = ["BACKENDS", "Backend", "BackendInfo", "open_backend", "require_network", "require_plan"]
 
 BACKENDS = ("openvino", "tensorrt", "marker", "null")
 
@@ -81,6 +82,14 @@ def open_backend(name: str, *, null_delay_ms: float | None = None) -> Backend:
 
         return NullBackend(null_delay_ms)
     raise RecipeError(f"engine backend {name!r} is unknown: expected one of {', '.join(BACKENDS)}")
+
+
+def require_network(bundle: Bundle, backend: str) -> Architecture:
+    """The bundle's network, which `backend` is asked to run. Raises BundleError for a bundle that has none."""
+    a = bundle.manifest.architecture
+    if isinstance(a, MarkerArchitecture | NullArchitecture):
+        raise BundleError(f"bundle {bundle.path}: kind {a.kind!r} is not for backend {backend!r}, use {a.kind!r}")
+    return a
 
 
 def require_plan(bundle: Bundle, plan: str) -> None:

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.errors import BundleError, RecipeError
-from engines.backends import BackendInfo, require_plan
-from engines.bundle import GRAPH, WEIGHTS, Bundle, MarkerArchitecture, NullArchitecture
+from engines.backends import BackendInfo, require_network, require_plan
+from engines.bundle import GRAPH, WEIGHTS, Bundle
 from engines.plans import plan_inputs
 
 __all__ = ["OpenVinoBackend", "compile_graph", "instruction_set"]
@@ -46,9 +46,7 @@ class OpenVinoBackend:
     def load(self, bundle: Bundle, plan: str, *, precision: str, threads: int, batch: int) -> None:
         """See `Backend`."""
         openvino = import_openvino()
-        a = bundle.manifest.architecture
-        if isinstance(a, MarkerArchitecture | NullArchitecture):
-            raise BundleError(f"bundle {bundle.path}: kind {a.kind!r} is not for backend 'openvino', use {a.kind!r}")
+        a = require_network(bundle, "openvino")
         require_plan(bundle, plan)
         self._input = np.zeros((batch, a.tile_px, a.tile_px, a.channels), np.uint8)
         try:

@@ -12,13 +12,13 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from edge.errors import BundleError, EngineError, RecipeError
-from engines.backends import BackendInfo, require_plan
+from edge.errors import EngineError, RecipeError
+from engines.backends import BackendInfo, require_network, require_plan
 from engines.backends.tensorrt.api import Api, find_tensorrt
 from engines.backends.tensorrt.cache import EngineCache, EngineKey, Stored
 from engines.backends.tensorrt.device import CudaGpu, Gpu
 from engines.backends.tensorrt.runner import Runner
-from engines.bundle import Bundle, MarkerArchitecture, NullArchitecture
+from engines.bundle import Bundle
 from engines.precision import PRECISIONS
 
 __all__ = ["TensorRtBackend", "command"]
@@ -46,9 +46,7 @@ class TensorRtBackend:
     def load(self, bundle: Bundle, plan: str, *, precision: str, threads: int, batch: int) -> None:
         """See `Backend`. Raises EngineError, which says what to do, for an engine that is missing, stale, damaged or
         not verified, and without a GPU."""
-        kind = bundle.manifest.architecture.kind
-        if isinstance(bundle.manifest.architecture, MarkerArchitecture | NullArchitecture):
-            raise BundleError(f"bundle {bundle.path}: kind {kind!r} is not for backend 'tensorrt', use {kind!r}")
+        require_network(bundle, "tensorrt")
         require_plan(bundle, plan)
         if precision not in PRECISIONS:
             raise RecipeError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")

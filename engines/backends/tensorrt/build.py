@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.errors import BundleError, EngineError
-from engines.architecture import Architecture
-from engines.backends import require_plan
+from edge.errors import EngineError
+from engines.backends import require_network, require_plan
 from engines.backends.tensorrt.api import Api
 from engines.backends.tensorrt.cache import EngineCache, EngineKey, EngineManifest, Stored
-from engines.bundle import GRAPH, Bundle, MarkerArchitecture, NullArchitecture
+from engines.bundle import GRAPH, Bundle
 from engines.plans import plan_inputs
 from engines.precision import observe_ranges, typed_graph
 
@@ -68,7 +67,7 @@ def build_for(
 
     calibration: tiles uint8 [N, h, w, C] of good parts, for "int8". Raises EngineError or BundleError.
     """
-    network = _network(bundle)
+    network = require_network(bundle, "tensorrt")
     require_plan(bundle, key.plan)
     constants, graph = plan_inputs(network, key.plan), bundle.read(GRAPH)
     try:
@@ -89,10 +88,3 @@ def build_for(
         built=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
     return cache.store(manifest, engine)
-
-
-def _network(bundle: Bundle) -> Architecture:
-    a = bundle.manifest.architecture
-    if isinstance(a, MarkerArchitecture | NullArchitecture):
-        raise BundleError(f"bundle {bundle.path}: kind {a.kind!r} has no network to build an engine from")
-    return a

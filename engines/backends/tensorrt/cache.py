@@ -12,7 +12,6 @@ import fcntl
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edge.errors import BundleError, EngineError, ResourceError
+from edge.paths import write_durably
 from engines.bundle import GRAPH, Bundle
 from engines.precision import TYPING
 
@@ -131,8 +131,8 @@ class EngineCache:
         """Keeps an engine; one under the same key gives way. Raises ResourceError when the disk does not take it."""
         stored = Stored(self.root / manifest.key.folder, manifest)
         with self._writing(stored.folder):
-            _write(stored.engine, engine)
-            _write(stored.folder / MANIFEST, _as_text(manifest))
+            write_durably(stored.engine, engine)
+            write_durably(stored.folder / MANIFEST, _as_text(manifest))
             for path in stored.folder.glob("*.*"):
                 if path.suffix in (".engine", ".kernels") and path.stem != manifest.engine_sha256:
                     path.unlink()
@@ -172,7 +172,7 @@ class EngineCache:
         """Keeps what was compiled on the device, unless it is there already. A disk that is full costs nothing else."""
         if kernels and kernels != self.read_kernels(stored):
             with contextlib.suppress(ResourceError), self._writing(stored.folder):
-                _write(stored.kernels, kernels)
+                write_durably(stored.kernels, kernels)
 
     def set_verification(self, stored: Stored, verification: Verification) -> Stored:
         """Writes down how the engine compared. Raises EngineError when another one took its place meanwhile."""
@@ -181,7 +181,7 @@ class EngineCache:
             if now.engine_sha256 != stored.manifest.engine_sha256:
                 raise EngineError(f"engine {stored.folder}: was built anew while it was verified; verify it again")
             manifest = now.model_copy(update={"verification": verification})
-            _write(stored.folder / MANIFEST, _as_text(manifest))
+            write_durably(stored.folder / MANIFEST, _as_text(manifest))
         return Stored(stored.folder, manifest)
 
     def _nearest(self, key: EngineKey) -> str:
@@ -224,23 +224,3 @@ def _read_manifest(path: Path) -> EngineManifest:
 
 def _as_text(manifest: EngineManifest) -> bytes:
     return (manifest.model_dump_json(indent=2) + "\n").encode()
-
-
-def _write(path: Path, data: bytes) -> None:
-    """The whole file or the old one, also after a power cut."""
-    descriptor, name = tempfile.mkstemp(prefix=".", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fchmod(file.fileno(), 0o644)  # who builds need not be who serves
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

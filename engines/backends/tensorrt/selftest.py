@@ -21,7 +21,7 @@ from engines.backends.tensorrt.api import Api, find_tensorrt
 from engines.backends.tensorrt.build import build_engine, build_for
 from engines.backends.tensorrt.cache import EngineCache, EngineKey
 from engines.backends.tensorrt.device import CudaGpu, Gpu, GpuInfo
-from engines.backends.tensorrt.verify import Samples, verify
+from engines.backends.tensorrt.verify import Samples, answers, verify
 from engines.bundle import GRAPH, Bundle
 from engines.plans import plan_inputs
 from engines.precision import typed_graph
@@ -122,11 +122,11 @@ def repeats_to_the_bit(box: Box) -> str:
     """The same tiles, alone, in company, in another order."""
     tiles = box.samples.tiles
     with box.serving("f16") as backend:
-        first = _infer(backend, tiles)
+        first = answers(backend, tiles)
         same = [
-            np.array_equal(first, _infer(backend, tiles)),
-            np.array_equal(first[::-1], _infer(backend, np.ascontiguousarray(tiles[::-1]))),
-            np.array_equal(first[:1], _infer(backend, tiles[:1])),
+            np.array_equal(first, answers(backend, tiles)),
+            np.array_equal(first[::-1], answers(backend, np.ascontiguousarray(tiles[::-1]))),
+            np.array_equal(first[:1], answers(backend, tiles[:1])),
         ]
     if not all(same):
         raise EngineError(f"answers change: again {same[0]}, in another order {same[1]}, alone {same[2]}")
@@ -145,7 +145,7 @@ def allocates_nothing(box: Box) -> str:
     with box.serving("f16") as backend:
         before = gpu.free_mib()
         for _ in range(INFERENCES):
-            _infer(backend, box.samples.tiles[:3])
+            answers(backend, box.samples.tiles[:3])
         lost = before - gpu.free_mib()
     gpu.close()
     if lost > 1:
@@ -224,13 +224,7 @@ STEPS: dict[str, Callable[[Box], str]] = {
 """In this order: each may use what an earlier one built."""
 
 
-def _infer(backend: TensorRtBackend, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
-    out = np.full(tiles.shape, np.nan, np.float32)
-    backend.infer(tiles, out)
-    return out
-
-
 def _timed(backend: TensorRtBackend, tile: NDArray[np.uint8]) -> float:
     began = time.perf_counter()
-    _infer(backend, tile)
+    answers(backend, tile)
     return (time.perf_counter() - began) * 1e3
