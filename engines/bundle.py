@@ -19,7 +19,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from edge.errors import BundleError
-from engines.architecture import MaeArchitecture, SdcArchitecture
+from engines.architecture import Architecture
 from engines.plans import PLANS
 
 __all__ = [
@@ -141,9 +141,7 @@ class Manifest(_Frozen):
 
     format: Literal[1] = 1
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    architecture: Annotated[
-        MaeArchitecture | SdcArchitecture | MarkerArchitecture | NullArchitecture, Field(discriminator="kind")
-    ]
+    architecture: Annotated[Architecture | MarkerArchitecture | NullArchitecture, Field(discriminator="kind")]
     plans: tuple[str, ...] = PLANS
     window: Window = Window()
     error_map: ErrorMap = SsimL1Map()

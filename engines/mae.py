@@ -174,7 +174,7 @@ class MaskedAutoencoder(nn.Module):
         asked: Tensor = self.decoder[-1](x[:, :, -count:], x, hidden, every)
         return asked
 
-    def loss(self, tiles: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def loss(self, tiles: Tensor, rng: np.random.Generator, progress: float = 0.0) -> tuple[Tensor, Tensor]:
         """Hides a part of tiles uint8 [N, h, w, C]. -> (loss, mean absolute error), in units of the tile's contrast.
 
         The loss is L1 plus half the L1 of the differences between neighbouring pixels, which punishes blur.

@@ -1,8 +1,9 @@
 """The networks by kind: from an architecture to a torch module. Needs torch.
 
 All have `architecture`; `forward`, which is the graph that is exported: tiles uint8 [N, h, w, C] and the constant
-inputs of a mask plan, if they follow one, to float32 [N, h, w, C] in [0, 1]; and `loss(tiles, rng)`, what fitting
-minimises on good tiles, and the error that it reports.
+inputs of a mask plan, if they follow one, to float32 [N, h, w, C] in [0, 1]; and `loss(tiles, rng, progress)`, what
+fitting minimises on good tiles uint8 [N, h, w, C] when `progress` (0 to 1) of its steps are done, and the error that it
+reports.
 """
 
 from __future__ import annotations

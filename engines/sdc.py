@@ -67,7 +67,9 @@ class SdcAutoencoder(nn.Module):
         repainted: Tensor = mean + contrast * self.layers((x - mean) / contrast).float()
         return repainted
 
-    def loss(self, tiles: Tensor, rng: np.random.Generator, want: Objective | None = None) -> tuple[Tensor, Tensor]:
+    def loss(
+        self, tiles: Tensor, rng: np.random.Generator, progress: float = 0.0, want: Objective | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Corrupts tiles uint8 [N, h, w, C], repaints them, and compares with what they were.
 
         Returns the loss to minimise, and the mean absolute error in units of the tiles' own contrast (detached). Equal

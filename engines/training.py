@@ -55,7 +55,7 @@ class Trainer:
 
     def train_step(self, tiles: Tensor, rng: np.random.Generator) -> float:
         """One optimizer step on uint8 tiles [N, h, w, C]; returns the error that the network reports of it."""
-        loss, error = self.model.loss(tiles, rng)
+        loss, error = self.model.loss(tiles, rng, self.step / self.schedule.steps)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0, foreach=True)
         for optimizer in self.optimizers:

@@ -93,7 +93,7 @@ def fitted(a: SdcArchitecture, image: Pixels, steps: int, options: Objective) ->
     optimizer = torch.optim.AdamW(network.parameters(), 1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, steps, pct_start=0.15)
     for _ in range(steps):
-        loss, _ = network.loss(torch.from_numpy(crops(image, 6, rng)), rng, options)
+        loss, _ = network.loss(torch.from_numpy(crops(image, 6, rng)), rng, want=options)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -285,9 +285,9 @@ def test_a_fitted_network_filters_and_otherwise_copies() -> None:
 @pytest.mark.parametrize("options", [Objective(), Objective(similarity="ssim", corrupted=0.9)])
 def test_objectives_depend_on_weights_tiles_and_seed_only(options: Objective) -> None:
     network, tiles = scrambled(TINY), torch.from_numpy(random_tiles(TINY))
-    loss, error = network.loss(tiles, np.random.default_rng(1), options)
-    again, _ = network.loss(tiles, np.random.default_rng(1), options)
-    other, _ = network.loss(tiles, np.random.default_rng(2), options)
+    loss, error = network.loss(tiles, np.random.default_rng(1), want=options)
+    again, _ = network.loss(tiles, np.random.default_rng(1), want=options)
+    other, _ = network.loss(tiles, np.random.default_rng(2), want=options)
     assert float(loss.detach()) == float(again.detach()) != float(other.detach())
     assert loss.requires_grad
     assert not error.requires_grad
@@ -295,7 +295,7 @@ def test_objectives_depend_on_weights_tiles_and_seed_only(options: Objective) ->
 
 def test_objective_1_weighs_the_means_over_both_parts() -> None:
     network, tiles = scrambled(TINY), random_tiles(TINY, 3)
-    loss, _ = network.loss(torch.from_numpy(tiles), np.random.default_rng(4), Objective(corrupted=0.8))
+    loss, _ = network.loss(torch.from_numpy(tiles), np.random.default_rng(4), want=Objective(corrupted=0.8))
     corrupted, masks = corrupt_tiles(tiles, np.random.default_rng(4))
     squared = ((repaint(network, corrupted).astype(np.float64) - tiles / 255) ** 2)[..., 0]
     expected = [
