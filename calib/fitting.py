@@ -33,9 +33,12 @@ class GoodView:
     tiles: NDArray[np.uint8]
     """uint8 [N, h, w, C]."""
     reconstruction: NDArray[np.float32]
-    """float32 [N, h, w, C] in [0, 1], by the plan that decides (x1 in a cascade)."""
+    """What the network answered, float32 [N, h, w, C] or C + 1 (see `Manifest.answer_shape`), by the plan that decides
+    (x1 in a cascade)."""
     cheap: NDArray[np.float32] | None = None
     """The same by the first plan of a cascade."""
+    ignore: NDArray[np.bool_] | None = None
+    """bool [N, h, w]: pixels that are not judged."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,6 @@ class StationSpec:
     error_map: ErrorMap
     score: Score
     provenance: Provenance
-    ignore: NDArray[np.bool_] | None = None
-    """bool [N, h, w]: pixels that are not judged."""
     views_per_part: int = 1
     """How many stations see a part. One of them suffices to reject it, so each gets an equal share of the rate."""
 
@@ -81,8 +82,9 @@ class _Seen:
         count, height, width, channels = view.tiles.shape
         if self.mapper is None:
             self.mapper = ErrorMapper(self.spec.error_map, (height, width, channels))
+        if len(self.maps) != count:
             self.maps = np.empty((count, height, width), np.float32)
-        return self.mapper.fill(view.tiles, reconstruction, self.maps, self.spec.ignore)
+        return self.mapper.fill(view.tiles, reconstruction, self.maps, view.ignore)
 
     def look(self, view: GoodView) -> None:
         levels = frame_levels(view.tiles)
@@ -91,7 +93,7 @@ class _Seen:
 
     def fit(self, view: GoodView) -> None:
         maps = self.maps_of(view, view.reconstruction)
-        self.histogram.add(maps if self.spec.ignore is None else maps[~self.spec.ignore])
+        self.histogram.add(maps if view.ignore is None else maps[~view.ignore])
 
     def hold_out(self, view: GoodView) -> None:
         exact = self.tile_scores(view, view.reconstruction)
@@ -102,13 +104,14 @@ class _Seen:
 
     def tile_scores(self, view: GoodView, reconstruction: NDArray[np.float32]) -> NDArray[np.float64]:
         maps = self.maps_of(view, reconstruction)
-        return view_score(maps, self.spec.score, self.map_threshold, self.spec.ignore).tile_scores
+        return view_score(maps, self.spec.score, self.map_threshold, view.ignore).tile_scores
 
 
 def fit_station(
     views: Iterable[GoodView], count: int, spec: StationSpec, targets: Targets | None = None
 ) -> StationCalibration:
     """Compute a station's calibration from `count` good parts, one view each, in the order in which they were seen.
+    Views may have different numbers of tiles.
 
     The first `fit_share` of them give the map's threshold (a quantile of all their judged pixels), the rest one score
     each, its largest over the tiles. `cascade_band` is the largest difference between a tile's score by the cheap plan

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from calib.thresholds import percent, rate_interval
 
-__all__ = ["Confusion", "PixelMetrics", "Rate", "confusion", "image_auroc"]
+__all__ = ["Confusion", "Rate", "aupro_of_counts", "auroc_of_counts", "confusion", "image_auroc"]
 
 
 def image_auroc(scores: Sequence[float] | NDArray[np.float64], bad: Sequence[bool] | NDArray[np.bool_]) -> float:
@@ -29,57 +29,35 @@ def image_auroc(scores: Sequence[float] | NDArray[np.float64], bad: Sequence[boo
     return float((ranks[truth].sum() - n_bad * (n_bad + 1) / 2) / (n_bad * n_good))
 
 
-class PixelMetrics:
-    """Pixel-level curves over any number of maps, in memory that does not grow: map values are binned.
+def auroc_of_counts(good: NDArray[Any], bad: NDArray[Any]) -> NDArray[np.float64]:
+    """Area under the ROC curve from counts [..., B] of good and bad values in B ascending bins, for each leading index.
 
-    `top` is the largest value that a map can have; bins are top / 65536 wide, and values in one bin count as equal.
+    Values in one bin count as equal, half each way; counts may be weighted. NaN where one of the two kinds is missing.
     """
+    good, bad = np.asarray(good, np.float64), np.asarray(bad, np.float64)
+    below = np.cumsum(good, -1) - good / 2
+    pairs = good.sum(-1) * bad.sum(-1)
+    won = np.einsum("...b,...b->...", below, bad)
+    return np.asarray(np.divide(won, pairs, out=np.full(np.shape(pairs), math.nan), where=pairs > 0))
 
-    BINS = 1 << 16
 
-    def __init__(self, top: float) -> None:
-        self._scale: float = self.BINS / top
-        self._good = np.zeros(self.BINS, np.float64)
-        self._bad = np.zeros(self.BINS, np.float64)
-        self._overlap = np.zeros(self.BINS, np.float64)
-        self._regions = 0
+def aupro_of_counts(good: NDArray[Any], overlap: NDArray[Any], limit: float = 0.3) -> float:
+    """Area under the per-region overlap curve up to a false-positive rate of `limit`, divided by `limit`.
 
-    def add(self, anomaly_map: NDArray[np.float32], truth: NDArray[np.bool_] | NDArray[np.uint8]) -> None:
-        """Count a map [h, w] with its truth mask [h, w], nonzero where it is defective."""
-        bins = (anomaly_map * np.float32(self._scale)).clip(0, self.BINS - 1).astype(np.int32)
-        mask = (truth != 0).astype(np.uint8)
-        self._good += np.bincount(bins[mask == 0], minlength=self.BINS)
-        count, labels = cv2.connectedComponents(mask, connectivity=8)
-        for label in range(1, count):
-            region = np.bincount(bins[labels == label], minlength=self.BINS)
-            self._bad += region
-            self._overlap += region / region.sum()
-            self._regions += 1
-
-    def auroc(self) -> float:
-        """Area under the ROC curve over all pixels; NaN without defective or without good pixels."""
-        n_good, n_bad = self._good.sum(), self._bad.sum()
-        if not n_good or not n_bad:
-            return math.nan
-        below = np.cumsum(self._good) - self._good
-        return float(((below + self._good / 2) * self._bad).sum() / (n_good * n_bad))
-
-    def aupro(self, limit: float = 0.3) -> float:
-        """Area under the per-region overlap curve up to a false-positive rate of `limit`, divided by `limit`.
-
-        Bergmann et al. 2021, "The MVTec Anomaly Detection Dataset", section 4.2: the share of each truth region
-        (8-connected) that lies above the threshold, averaged over regions, so that small defects count like large
-        ones, against the share of good pixels above it. NaN without regions or without good pixels.
-        """
-        if not self._regions or not self._good.sum():
-            return math.nan
-        false_positives = np.concatenate(([0.0], np.cumsum(self._good[::-1]) / self._good.sum()))
-        overlap = np.concatenate(([0.0], np.cumsum(self._overlap[::-1]) / self._regions))
-        at_limit = float(np.interp(limit, false_positives, overlap))
-        inside = false_positives < limit
-        x = np.append(false_positives[inside], limit)
-        y = np.append(overlap[inside], at_limit)
-        return float(((y[1:] + y[:-1]) / 2 * np.diff(x)).sum() / limit)
+    Bergmann et al. 2021, "The MVTec Anomaly Detection Dataset", section 4.2: the share of each region of the truth that
+    lies above the threshold, averaged over regions, so that small defects count like large ones, against the share of
+    good pixels above it. `good` [B]: good pixels per bin, bins ascending; `overlap` [B]: the share of each region that
+    lies in the bin, summed over the regions. NaN without regions or without good pixels.
+    """
+    regions, pixels = float(np.sum(overlap)), float(np.sum(good))
+    if not regions or not pixels:
+        return math.nan
+    false_positives = np.concatenate(([0.0], np.cumsum(good[::-1]) / pixels))
+    found = np.concatenate(([0.0], np.cumsum(overlap[::-1]) / regions))
+    inside = false_positives < limit
+    x = np.append(false_positives[inside], limit)
+    y = np.append(found[inside], np.interp(limit, false_positives, found))
+    return float(((y[1:] + y[:-1]) / 2 * np.diff(x)).sum() / limit)
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from calib.calibration import Calibration
 from calib.fitting import GoodView, StationSpec, Targets, assemble, fit_station
 from calib.good import GoodImages, find_good_images
-from edge.detect import CHEAP_PLAN, Detector, open_detectors
+from edge.detector import CHEAP_PLAN, Detector, load_engine, open_detectors
 from edge.errors import CalibrationError
 from edge.judge import provenance
 from edge.plan import LinePlan, StationPlan, plan_line
 from edge.settings import Recipe
 from edge.tiling import frame_levels, prepare
-from engines.backends import Backend, open_backend
+from engines.backends import Backend
 
-__all__ = ["calibrate"]
+__all__ = ["FLAT_BELOW", "calibrate", "progress_bars"]
 
 FLAT_BELOW = 0.004
 """A standard deviation under a grey level: a covered lens. It would teach the line that good parts may look so."""
@@ -39,13 +39,12 @@ def calibrate(
     found = find_good_images(good, recipe)
     detectors = open_detectors(plan)
     stations = {}
-    with _bars(console) as bars:
+    with progress_bars(console) as bars:
         for name, station in plan.stations.items():
             spec = StationSpec(
                 station.bundle.manifest.error_map,
                 station.bundle.manifest.score,
                 provenance(station, detectors[name].info),
-                station.prepare.ignore_tiles,
                 len(recipe.lane_views(station.station.lane)),
             )
             views = _views(station, found[name], detectors[name], _cheap_backend(plan, station))
@@ -62,7 +61,8 @@ def calibrate(
     return assemble(stations, f"{good.resolve()}{note}")
 
 
-def _bars(console: Console | None) -> Progress:
+def progress_bars(console: Console | None) -> Progress:
+    """Bars that vanish when they are done; none without a console."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -76,20 +76,14 @@ def _bars(console: Console | None) -> Progress:
 
 def _cheap_backend(plan: LinePlan, station: StationPlan) -> Backend | None:
     """The engine of a cascade's first plan; None for stations without a cascade."""
-    if station.station.plan != "cascade":
-        return None
-    settings = plan.recipe.engine
-    backend = open_backend(settings.backend, null_delay_ms=settings.null_delay_ms)
-    backend.load(station.bundle, CHEAP_PLAN, precision=settings.precision, threads=settings.threads, batch=1)
-    backend.warm_up()
-    return backend
+    return load_engine(plan.recipe.engine, station.bundle, CHEAP_PLAN) if station.station.plan == "cascade" else None
 
 
 def _views(station: StationPlan, good: GoodImages, detector: Detector, cheap: Backend | None) -> Iterator[GoodView]:
     """Prepare and repaint one good image after the other, in the same arrays."""
     tiles = np.empty(station.prepare.tiles_shape, np.uint8)
-    repainted = np.empty(tiles.shape, np.float32)
-    roughly = None if cheap is None else np.empty(tiles.shape, np.float32)
+    repainted = np.empty(station.bundle.manifest.answer_shape(tiles.shape), np.float32)
+    roughly = None if cheap is None else np.empty_like(repainted)
     for where, image in good.images():
         misfit = station.prepare.misfit(image)
         if misfit:
@@ -100,4 +94,4 @@ def _views(station: StationPlan, good: GoodImages, detector: Detector, cheap: Ba
         detector.infer(tiles, repainted, None)
         if cheap is not None and roughly is not None:
             cheap.infer(tiles, roughly)
-        yield GoodView(tiles, repainted, roughly)
+        yield GoodView(tiles, repainted, roughly, station.prepare.ignore_tiles)

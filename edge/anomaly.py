@@ -11,6 +11,9 @@ is taken, which changes no order and leaves the map on the scale of the pixels, 
 difference itself and takes the absolute value then: the noise of a surface averages out, a spot that is lighter or
 darker than it should be does not.
 
+Kind `direct` takes the map from the network, which answers with one plane more than a picture has: what is negative
+there becomes 0, and a Gaussian smooths it, if wanted.
+
 SSIM is that of Wang et al. 2004 with a uniform window, pinned to what scikit-image computes with
 `structural_similarity(a, b, win_size=window, data_range=1.0, full=True)`: sample covariance (divided by n - 1),
 K1 = 0.01, K2 = 0.03, and pixels mirrored at the border with the edge repeated (dcba|abcd|dcba).
@@ -25,7 +28,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.bundle import ErrorMap, SmoothedMap, SsimL1Map
+from engines.bundle import DirectMap, ErrorMap, SmoothedMap, SsimL1Map
 
 __all__ = ["ErrorMapper", "Map", "NotFiniteError", "error_map", "opening", "ssim_map"]
 
@@ -148,7 +151,8 @@ class _Comparison(Protocol):
     """One kind of error map, in buffers made once."""
 
     def compare(self, tile: NDArray[np.uint8], reconstruction: Map, out: Map) -> None:
-        """Fill `out` [h, w] with the error of `reconstruction` float32 [h, w, C] against `tile` uint8 [h, w, C]."""
+        """Fill `out` [h, w] with the error of `reconstruction` float32 [h, w, C] against `tile` uint8 [h, w, C]; where
+        the network answers with a map, it is plane C of `reconstruction`."""
 
     def clean(self, error: Map, out: Map) -> None:
         """What follows once ignored pixels are 0: fill `out` with `error` opened or smoothed."""
@@ -209,14 +213,32 @@ class _Smoothed:
             np.abs(out, out=out)
 
 
+class _Direct:
+    def __init__(self, spec: DirectMap) -> None:
+        self._sigma = spec.sigma_px
+
+    def compare(self, tile: NDArray[np.uint8], reconstruction: Map, out: Map) -> None:
+        np.maximum(reconstruction[..., tile.shape[2]], 0, out=out)
+
+    def clean(self, error: Map, out: Map) -> None:
+        if self._sigma == 0:
+            np.copyto(out, error)
+        else:
+            cv2.GaussianBlur(error, (0, 0), self._sigma, dst=out, borderType=cv2.BORDER_REFLECT)
+
+
+def _comparison(spec: ErrorMap, height: int, width: int) -> _Comparison:
+    if isinstance(spec, SsimL1Map):
+        return _SsimL1(spec, height, width)
+    return _Smoothed(spec, height, width) if isinstance(spec, SmoothedMap) else _Direct(spec)
+
+
 class ErrorMapper:
     """Fills error maps for tiles of one shape, one by one in buffers that stay in the cache. Belongs to one thread."""
 
     def __init__(self, spec: ErrorMap, tile_shape: tuple[int, int, int]) -> None:
         height, width, _ = tile_shape
-        self._comparison: _Comparison = (
-            _SsimL1(spec, height, width) if isinstance(spec, SsimL1Map) else _Smoothed(spec, height, width)
-        )
+        self._comparison = _comparison(spec, height, width)
         (self._error,) = _aligned_planes(1, height, width)
 
     def fill(
@@ -226,8 +248,9 @@ class ErrorMapper:
         out: Map,
         ignore: NDArray[np.bool_] | None = None,
     ) -> Map:
-        """Maps of `tiles` uint8 [N, h, w, C] and `reconstruction` float32 [N, h, w, C] in [0, 1], into `out` [N, h, w].
+        """Maps of `tiles` uint8 [N, h, w, C] and `reconstruction`, what the network answered, into `out` [N, h, w].
 
+        `reconstruction` float32 [N, h, w, C] in [0, 1], and for kind `direct` the map as plane C behind it.
         `ignore` bool [N, h, w]: pixels not to be judged, 0 in the map (before it is opened or smoothed, so that they
         feed nothing into their neighbours). Raises NotFiniteError, naming the tile, when the reconstruction is no
         picture.

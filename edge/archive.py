@@ -55,7 +55,7 @@ def write_pictures(folder: Path, arrays: dict[str, NDArray[Any]], plan: StationP
     repainted = np.zeros(tiles.shape, np.float32)
     errors = np.zeros(tiles.shape[:2], np.float32)
     stitch(arrays["tiles"], tiling, tiles)
-    stitch(arrays["reconstruction"], tiling, repainted, "mean")
+    stitch(arrays["reconstruction"][..., :channels], tiling, repainted, "mean")
     stitch(arrays["map"], tiling, errors, "mean")
     _write(folder / "image.png", arrays["frame"])
     _write(folder / "tiles.png", tiles)

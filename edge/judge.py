@@ -67,7 +67,8 @@ class Judge:
         maps: NDArray[np.float32],
         engine: dict[str, str],
     ) -> Judgement:
-        """Fill `maps` float32 [N, h, w] from `tiles` uint8 and `reconstruction` float32, both [N, h, w, C]; decide."""
+        """Fill `maps` float32 [N, h, w] from `tiles` uint8 [N, h, w, C] and `reconstruction` float32, which is what the
+        engine answered (`Manifest.answer_shape`); decide."""
         limits = self._limits if self.mismatch(engine) is None else None
         ignore = self._plan.prepare.ignore_tiles
         try:

@@ -22,7 +22,7 @@ from edge.slab import ArraySpec, SlotLayout
 from edge.tiling import Box, PreparePlan, plan_prepare
 from engines.bundle import ZOO, Bundle, find_bundle, load_bundle
 
-__all__ = ["LinePlan", "StationPlan", "plan_line", "plan_station"]
+__all__ = ["LinePlan", "StationPlan", "not_judged", "plan_frames", "plan_line", "plan_station"]
 
 
 @dataclass(frozen=True)
@@ -62,20 +62,25 @@ def plan_station(station: Station) -> StationPlan:
     """Work out one station: read its bundle, cut its frame, lay out its slots."""
     try:
         bundle = load_bundle(find_bundle(station.bundle, relative_to=ZOO))  # the current folder says nothing
-        prepare = _prepare_plan(station, bundle)
+        return plan_frames(station, bundle, not_judged(station))
     except (BundleError, RecipeError) as error:
         raise type(error)(f"station {station.name}: {error}") from error
+
+
+def plan_frames(station: Station, bundle: Bundle, ignore: NDArray[Any] | None) -> StationPlan:
+    """`plan_station` for a bundle that was read; `ignore` [H, W] of the frame: nonzero where nothing is judged."""
+    prepare = _prepare_plan(station, bundle, ignore)
     frame, tiles = (station.frame.height_px, station.frame.width_px, station.frame.channels), prepare.tiles_shape
     arrays = (
         ArraySpec("frame", frame, station.frame.dtype),
         ArraySpec("tiles", tiles, "uint8"),
-        ArraySpec("reconstruction", tiles, "float32"),
+        ArraySpec("reconstruction", bundle.manifest.answer_shape(tiles), "float32"),
         ArraySpec("map", tiles[:3], "float32"),
     )
     return StationPlan(station, bundle, prepare, SlotLayout(arrays, station.slots))
 
 
-def _prepare_plan(station: Station, bundle: Bundle) -> PreparePlan:
+def _prepare_plan(station: Station, bundle: Bundle, ignore: NDArray[Any] | None) -> PreparePlan:
     frame, tiling, manifest = station.frame, station.tiling, bundle.manifest
     region = tiling.region
     return plan_prepare(
@@ -87,12 +92,13 @@ def _prepare_plan(station: Station, bundle: Bundle) -> PreparePlan:
         scale=tiling.resize,
         channels=manifest.channels,
         window=(manifest.window.low, manifest.window.high) if frame.bit_depth > 8 else None,
-        ignore=_ignored(station),
+        ignore=ignore,
     )
 
 
-def _ignored(station: Station) -> NDArray[Any] | None:
-    """What is not judged, nonzero in [H, W] of the frame: the rim of the region and the white of the mask."""
+def not_judged(station: Station) -> NDArray[Any] | None:
+    """What is not judged, nonzero in [H, W] of the frame: the rim of the region and the white of the mask; None where
+    all is. Raises RecipeError for a mask of another size, or a rim that leaves nothing."""
     tiling, frame = station.tiling, station.frame
     mask = _read_mask(tiling.ignore_mask, station) if tiling.ignore_mask else None
     if tiling.margin_px == 0:

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.anomaly import Map, NotFiniteError
-from edge.tiling import Box, PreparePlan, boxes_to_frame
+from edge.tiling import Box, PreparePlan, Tiling, boxes_to_frame
 from engines.bundle import Score
 
-__all__ = ["SPECK_PX", "ViewScore", "boxes", "score", "view_boxes", "view_score"]
+__all__ = ["SPECK_PX", "ViewScore", "boxes", "fuse", "score", "view_boxes", "view_score"]
 
 MAX_BOXES = 32
 """At most so many boxes are reported per map or view, the largest ones: a covered lens has thousands."""
@@ -70,11 +70,16 @@ def view_boxes(maps: Map, threshold: float, plan: PreparePlan, min_area_px: int 
     peaks = maps.max(axis=(1, 2))
     if not float(peaks.max()) > threshold:
         return []
-    fused = np.zeros((plan.tiling.height, plan.tiling.width), np.float32)
-    for tile, box in zip(maps, plan.tiling.boxes, strict=True):
+    return boxes_to_frame(boxes(fuse(maps, plan.tiling), threshold, min_area_px), plan)
+
+
+def fuse(maps: Map, tiling: Tiling) -> Map:
+    """The maps [N, tile, tile] of one frame as one, float32 [H, W] of the prepared picture: the larger value counts."""
+    fused = np.zeros((tiling.height, tiling.width), np.float32)
+    for tile, box in zip(maps, tiling.boxes, strict=True):
         part = fused[box.rows, box.columns]
         np.maximum(part, tile, out=part)
-    return boxes_to_frame(boxes(fused, threshold, min_area_px), plan)
+    return fused
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ __all__ = [
     "Box",
     "FrameLevels",
     "PreparePlan",
+    "Scale",
     "Tiling",
     "boxes_to_frame",
     "convert_channels",
@@ -29,6 +30,7 @@ __all__ = [
     "grid",
     "plan_prepare",
     "prepare",
+    "prepared_size",
     "resize",
     "stitch",
     "tile_mask",
@@ -36,6 +38,8 @@ __all__ = [
 ]
 
 Array = NDArray[Any]
+Scale = float | Literal["tile"]
+"""Prepared pixels per frame pixel, or "tile": the region becomes one tile."""
 
 _ROWS_AT_ONCE = 64
 """numpy turns an index array into int64 first: in strips of this many rows that copy stays small."""
@@ -212,6 +216,18 @@ def to_8bit(image: Array, low: int, high: int, out: Array) -> Array:
     return out
 
 
+def prepared_size(height: int, width: int, scale: Scale, tile: int) -> tuple[int, int]:
+    """Height and width of a region of so many pixels once it is resized; "tile" makes one tile of it, whatever it is.
+
+    Raises RecipeError for a factor that is no size.
+    """
+    if scale == "tile":
+        return tile, tile
+    if not 0.0 < scale <= 8.0:
+        raise RecipeError(f"resize factor is {scale}, expected over 0 and up to 8, or 'tile'")
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
 @dataclass(frozen=True)
 class PreparePlan:
     """All that is known about preparing a station's frames before the first one comes, with the buffers it needs.
@@ -265,14 +281,15 @@ def plan_prepare(
     tile: int,
     overlap: int = 0,
     region: Box | None = None,
-    scale: float = 1.0,
+    scale: Scale = 1.0,
     channels: int = 1,
     window: tuple[int, int] | None = None,
     ignore: NDArray[Any] | None = None,
 ) -> PreparePlan:
     """Work out once how frames of `frame_shape` (height, width, channels) become tiles, and make the buffers.
 
-    `region`: frame pixels to look at (all by default). `scale`: prepared pixels per frame pixel, over 0 and up to 8.
+    `region`: frame pixels to look at (all by default). `scale`: prepared pixels per frame pixel, over 0 and up to
+    8, or "tile" where a part that fills the region is to fill one tile.
     `channels`: what the bundle takes, 1 or 3. `window`: (low, high) for uint16 frames, from the bundle.
     `ignore`: [height, width] of the frame, nonzero where nothing shall be judged.
     Raises RecipeError for anything that does not fit together.
@@ -285,13 +302,11 @@ def plan_prepare(
         raise RecipeError(f"frames of {frame_channels} channels for a bundle of {channels}: expected 1 or 3 for both")
     if dtype == np.uint16 and window is None:
         raise RecipeError("frames are uint16 and the bundle has no window: give it `window.low` and `window.high`")
-    if not 0.0 < scale <= 8.0:
-        raise RecipeError(f"resize factor is {scale}, expected over 0 and up to 8")
     if dtype == np.uint16 and window is not None:
         _window_table(*window)
     region = Box(0, 0, width, height) if region is None else Box(*region)
     grid(height, width, 1, 0, region)  # the region must lie inside the frame
-    size = (max(1, round(region.height * scale)), max(1, round(region.width * scale)))
+    size = prepared_size(region.height, region.width, scale, tile)
     tiling = grid(size[0], size[1], tile, overlap)
     ignored = None if ignore is None else tile_mask(ignore, (height, width), region, tiling)
     judged = range(tiling.count) if ignored is None else np.flatnonzero(~ignored.all(axis=(1, 2))).tolist()

@@ -25,6 +25,7 @@ from engines.plans import PLANS
 __all__ = [
     "ZOO",
     "Bundle",
+    "DirectMap",
     "ErrorMap",
     "Manifest",
     "MarkerArchitecture",
@@ -113,7 +114,17 @@ class SmoothedMap(_Frozen):
         return 1.0
 
 
-ErrorMap = Annotated[SsimL1Map | SmoothedMap, Field(discriminator="kind")]
+class DirectMap(_Frozen):
+    """The map that the network itself answers with, as one more plane behind the picture, smoothed if wanted."""
+
+    kind: Literal["direct"] = "direct"
+    sigma_px: float = Field(default=0.0, ge=0, le=64, description="of a Gaussian; 0 leaves the map as it is")
+    largest: float = Field(default=1.0, gt=0, le=1e6)
+    """What pictures show as white, and where the map's histogram ends: the largest value that the map can have, or one
+    that good parts never come near."""
+
+
+ErrorMap = Annotated[SsimL1Map | SmoothedMap | DirectMap, Field(discriminator="kind")]
 """How an anomaly map comes out of a tile and its reconstruction."""
 
 
@@ -133,7 +144,7 @@ class Trained(_Frozen):
     steps: int = Field(ge=0)
     seed: int = Field(ge=0)
     data: str
-    base: str = Field(default="", description="name and sha256 of the bundle that the training started from")
+    base: str = Field(default="", description="name and sha256 of the bundle or file that the training started from")
 
 
 class Manifest(_Frozen):
@@ -160,6 +171,8 @@ class Manifest(_Frozen):
             raise ValueError(f"plans: {sorted(unknown)} unknown, expected some of {', '.join(PLANS)}")
         if self.architecture.kind not in ("marker", "null") and GRAPH not in self.files:
             raise ValueError(f"files: {GRAPH} is missing")
+        if self.architecture.kind in ("marker", "null") and isinstance(self.error_map, DirectMap):
+            raise ValueError(f"error_map: kind {self.architecture.kind!r} answers with a picture alone, not with a map")
         return self
 
     @property
@@ -176,6 +189,13 @@ class Manifest(_Frozen):
     def channels(self) -> Literal[1, 3]:
         """1 (grey) or 3 (RGB)."""
         return self.architecture.channels
+
+    def answer_shape(self, tiles: tuple[int, ...]) -> tuple[int, int, int, int]:
+        """What the network answers to tiles of shape [N, h, w, C]: as many pictures, each with one plane more, the map,
+        where the error map is `direct`.
+        """
+        count, height, width, _ = tiles
+        return count, height, width, self.channels + isinstance(self.error_map, DirectMap)
 
 
 @dataclass(frozen=True)

@@ -88,22 +88,25 @@ class _Graph(torch.nn.Module):
 def export_bundle(path: Path, model: Network, manifest: Manifest) -> Bundle:
     """Writes a bundle with this model's weights. `manifest` gives everything but architecture and files.
 
-    Raises ValueError if the answers are not finite.
+    Raises ValueError if the answers are not finite, or have planes that the manifest's error map does not know of.
     """
     a = model.architecture
+    complete = Manifest.model_validate(
+        {**manifest.model_dump(), "architecture": a.model_dump(), "plans": a.plans, "files": {GRAPH: "0" * 64}}
+    )
     probe = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, a.tile_px, a.tile_px, a.channels), np.uint8))
     model = model.eval()
     with torch.no_grad():
-        if not torch.isfinite(model(probe, *plan_arguments(a, a.plans[-1]))).all():
-            raise ValueError("the weights give answers that are not finite; nothing was written")
+        answer = model(probe, *plan_arguments(a, a.plans[-1]))
+    if not torch.isfinite(answer).all():
+        raise ValueError("the weights give answers that are not finite; nothing was written")
+    if answer.shape != complete.answer_shape(probe.shape):
+        raise ValueError(f"answers have {answer.shape[3]} planes, not what error map {complete.error_map.kind!r} needs")
     weights = save({k: v.detach().contiguous() for k, v in model.state_dict().items()})
     if len(weights) <= LARGEST_INSIDE_BYTES:
         graph = to_onnx(model)
     else:
         graph = point_to_weights(to_onnx(model, weights_inside=False), weights)
-    complete = Manifest.model_validate(
-        {**manifest.model_dump(), "architecture": a.model_dump(), "plans": a.plans, "files": {GRAPH: "0" * 64}}
-    )
     return write_bundle(path, complete, {GRAPH: graph, WEIGHTS: weights})
 
 

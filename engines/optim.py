@@ -65,7 +65,8 @@ def _square_parts(p: Tensor) -> tuple[Tensor, ...]:
 
 def parameter_groups(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     """Matrices inside blocks (for Muon), and everything else (for Adam)."""
-    inside = {id(p) for n, p in model.named_parameters() if p.ndim == 2 and n.startswith(("encoder", "decoder"))}
+    blocks = {"encoder", "decoder", "balance"}
+    inside = {id(p) for n, p in model.named_parameters() if p.ndim == 2 and not blocks.isdisjoint(n.split("."))}
     every = list(model.parameters())
     return [p for p in every if id(p) in inside], [p for p in every if id(p) not in inside]
 
@@ -76,11 +77,18 @@ class Average:
     def __init__(self, model: nn.Module, copy: nn.Module, decay: float) -> None:
         copy.load_state_dict(model.state_dict())
         self.model, self.copy, self.decay = model, copy.requires_grad_(False).eval(), decay
+        self._pairs = list(zip(self.copy.parameters(), model.parameters(), strict=True))
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Call after each optimizer step; the first steps weigh more, so that the start is forgotten."""
+        """Call after each optimizer step; the first steps weigh more, so that the start is forgotten. What is frozen
+        (takes no gradient) is copied: the rest is trained on it as it is, not as it was on average."""
         weight = max(1 - self.decay, 1 / (step + 10))
-        torch._foreach_lerp_(list(self.copy.parameters()), list(self.model.parameters()), weight)
+        moving = [pair for pair in self._pairs if pair[1].requires_grad]
+        if moving:
+            torch._foreach_lerp_([mine for mine, _ in moving], [theirs for _, theirs in moving], weight)
+        for kept, frozen in self._pairs:
+            if not frozen.requires_grad:
+                kept.copy_(frozen)
         for mine, theirs in zip(self.copy.buffers(), self.model.buffers(), strict=True):
             mine.copy_(theirs)  # running statistics are averages already

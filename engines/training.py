@@ -100,7 +100,8 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
 def montage(model: Network, tiles: Tensor) -> tuple[Pixels, float]:
     """Tile above what the network makes of it by its cheapest plan, side by side, uint8 [2 h, N w, C]; and the mean
     absolute error over the tile's contrast."""
-    repainted = model(tiles, *plan_arguments(model.architecture, model.architecture.plans[-1]))
+    answer = model(tiles, *plan_arguments(model.architecture, model.architecture.plans[-1]))
+    repainted = answer[..., : tiles.shape[3]]  # a map may lie behind it
     seen = tiles.float() / 255
     error = (repainted - seen).abs().mean((1, 2, 3)) / seen.std((1, 2, 3)).clamp(min=2 / 255)
     rows = [torch.cat(list(x), 1) for x in (seen, repainted)]

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from edge.errors import SourceError
 from edge.settings import Frame, Station
-from edge.sources.images import BadImageError, decode_image, quiet_opencv
+from edge.sources import Image
+from edge.sources.images import MAX_PIXELS, BadImageError, decode_image, quiet_opencv
 from edge.sources.pacing import Part, Rate, Shot
 from edge.verdict import Reason
 
-__all__ = ["MAX_FILE_BYTES", "SUFFIXES", "FolderFeed", "list_images", "max_pixels", "read_image"]
+__all__ = ["MAX_FILE_BYTES", "SUFFIXES", "FolderFeed", "list_images", "load_image", "max_pixels", "read_image"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 MAX_FILE_BYTES = 1 << 30
@@ -68,6 +69,15 @@ def read_image(path: Path, max_pixels: int) -> Shot:
         return Shot(None, Reason.BAD_IMAGE, f"{path}: {error}")
     except OSError as error:
         return Shot(None, Reason.BAD_IMAGE, f"{path}: cannot be read: {error.strerror or error}")
+
+
+def load_image(path: Path) -> Image:
+    """Read one file: uint8 or uint16 [H, W, C], C = 1 or 3 (RGB). Raises SourceError with the path and why not."""
+    quiet_opencv()
+    shot = read_image(path, MAX_PIXELS)
+    if shot.image is None:
+        raise SourceError(f"{shot.detail}; take it out of the folder, or save it again")
+    return shot.image
 
 
 def max_pixels(frame: Frame) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -24,49 +23,41 @@ def test_image_auroc_equals_scikit_learn_with_ties(parts: list[tuple[int, bool]]
         assert me.image_auroc(scores, bad) == pytest.approx(roc_auc_score(bad, scores))
 
 
-def maps_and_masks() -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(3)
-    masks = np.zeros((3, 40, 50), np.uint8)
-    masks[0, 5:9, 5:20] = 1
-    masks[0, 30, 40] = 255
-    masks[1, 10:30, 10:30] = 1
-    maps = rng.random((3, 40, 50)).astype(np.float32) * 0.5 + (masks > 0) * 0.2
-    maps[1, 10:15] += 0.1
-    return (np.round(maps * 64) / 64).astype(np.float32), masks  # exactly on bin edges
+@settings(max_examples=60)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12))
+def test_auroc_of_counts_equals_that_of_the_values(counts: list[tuple[int, int]]) -> None:
+    good, bad = np.array(counts).T
+    values = [i for kind in (good, bad) for i, n in enumerate(kind) for _ in range(n)]
+    found = me.auroc_of_counts(good, bad)
+    if good.any() and bad.any():
+        assert found == pytest.approx(me.image_auroc(values, np.repeat([False, True], [good.sum(), bad.sum()])))
+    else:
+        assert math.isnan(found)
 
 
-def test_pixel_auroc_equals_scikit_learn() -> None:
-    maps, masks = maps_and_masks()
-    pixels = me.PixelMetrics(1.0)
-    for anomaly_map, mask in zip(maps, masks, strict=True):
-        pixels.add(anomaly_map, mask)
-    assert pixels.auroc() == pytest.approx(roc_auc_score(masks.ravel() > 0, maps.ravel()), abs=1e-9)
+def test_auroc_of_counts_takes_rows_at_once() -> None:
+    good, bad = np.array([[3, 1, 0], [0, 1, 3], [1, 1, 1]]), np.array([[0, 1, 3], [3, 1, 0], [0, 0, 0]])
+    found = me.auroc_of_counts(good, bad)
+    assert found[:2].tolist() == [me.auroc_of_counts(good[0], bad[0]), me.auroc_of_counts(good[1], bad[1])]
+    assert found[0] + found[1] == pytest.approx(1)
+    assert math.isnan(found[2])
 
 
 @pytest.mark.parametrize("limit", [0.3, 0.05, 1.0])
 def test_aupro_equals_its_definition(limit: float) -> None:
-    maps, masks = maps_and_masks()
-    pixels = me.PixelMetrics(1.0)
-    for anomaly_map, mask in zip(maps, masks, strict=True):
-        pixels.add(anomaly_map, mask)
-    curve = []
-    for threshold in np.unique(maps)[::-1]:
-        overlaps = []
-        for anomaly_map, mask in zip(maps, masks, strict=True):
-            count, labels = cv2.connectedComponents(mask)
-            overlaps += [(anomaly_map >= threshold)[labels == i].mean() for i in range(1, count)]
-        curve.append((np.mean((maps >= threshold)[masks == 0]), np.mean(overlaps)))
-    x, y = np.array([(0.0, 0.0), *curve]).T
+    rng = np.random.default_rng(3)
+    good = rng.integers(0, 40, 64)
+    regions = [rng.integers(0, 64, size) for size in (4, 30, 400)]  # the bin of each pixel
+    overlap = np.sum([np.bincount(r, minlength=64) / len(r) for r in regions], axis=0)
+    curve = [(good[t:].sum() / good.sum(), np.mean([(r >= t).mean() for r in regions])) for t in range(64, -1, -1)]
+    x, y = np.array(curve).T
     fine = np.linspace(0, limit, 20_001)
-    assert pixels.aupro(limit) == pytest.approx(np.interp(fine, x, y).mean(), abs=1e-4)
+    assert me.aupro_of_counts(good, overlap, limit) == pytest.approx(np.interp(fine, x, y).mean(), abs=1e-4)
 
 
 def test_no_curve_without_both_kinds() -> None:
-    pixels = me.PixelMetrics(1.0)
-    assert math.isnan(pixels.auroc())
-    pixels.add(np.zeros((4, 4), np.float32), np.zeros((4, 4), np.uint8))
-    assert math.isnan(pixels.auroc())
-    assert math.isnan(pixels.aupro())
+    assert math.isnan(me.aupro_of_counts(np.ones(4), np.zeros(4)))
+    assert math.isnan(me.aupro_of_counts(np.zeros(4), np.ones(4)))
 
 
 def test_rates_by_hand() -> None:

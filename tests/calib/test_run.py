@@ -14,7 +14,7 @@ from calib.calibration import mismatch
 from calib.fitting import Targets
 from calib.run import calibrate
 from edge.demo.simulate import simulate
-from edge.detect import open_detectors
+from edge.detector import open_detectors
 from edge.errors import CalibrationError, SourceError
 from edge.judge import provenance
 from edge.plan import plan_line

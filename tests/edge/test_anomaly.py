@@ -1,4 +1,4 @@
-"""Anomaly maps: SSIM against scikit-image, openings that stay in place, smoothed differences."""
+"""Anomaly maps: SSIM against scikit-image, openings that stay in place, smoothed differences, maps of the network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scipy.ndimage import gaussian_filter
 from skimage.metrics import structural_similarity
 
 from edge import anomaly as an
-from engines.bundle import SmoothedMap, SsimL1Map
+from engines.bundle import DirectMap, SmoothedMap, SsimL1Map
 
 WEIGHTED = SsimL1Map(ssim_window=11, ssim_weight=0.7, l1_weight=0.3)
 
@@ -147,6 +147,44 @@ def test_a_smoothed_map_keeps_what_is_ignored_out() -> None:
     beside = mapper.fill(tile[None], np.maximum(reconstruction, 0.5)[None], np.empty_like(out), ignore)
     assert not out[ignore].any()
     assert np.array_equal(out, beside)
+
+
+def with_map(kind: str, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """A tile, and what a network answers that draws its own map, some of it below 0: [64, 72, channels + 1]."""
+    tile, reconstruction = pictures(kind, channels)
+    drawn = np.random.default_rng(6).uniform(-1, 4, (64, 72, 1)).astype(np.float32)
+    return tile, np.concatenate([reconstruction, drawn], 2)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_direct_map_is_the_last_plane_of_the_answer(channels: int) -> None:
+    tile, answer = with_map("noise", channels)
+    expected = np.maximum(answer[..., channels], 0)
+    found = an.error_map(tile[None], answer[None], DirectMap(largest=4))[0]
+    np.testing.assert_array_equal(found, expected)
+    smooth = an.error_map(tile[None], answer[None], DirectMap(largest=4, sigma_px=2))[0]
+    np.testing.assert_allclose(smooth, gaussian_filter(expected.astype(np.float64), 2.0, mode="reflect"), atol=1e-4)
+
+
+def test_a_direct_map_keeps_what_is_ignored_out() -> None:
+    tile, answer = with_map("constant", 1)
+    ignore = np.zeros((1, 64, 72), bool)
+    ignore[0, 20:40, 10:30] = True
+    louder = answer.copy()
+    louder[20:40, 10:30, 1] = 100
+    mapper, shape = an.ErrorMapper(DirectMap(sigma_px=3), tile.shape), (1, 64, 72)
+    out, beside = (mapper.fill(tile[None], x[None], np.empty(shape, np.float32), ignore) for x in (answer, louder))
+    assert not out[ignore].any()
+    assert np.array_equal(out, beside)
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_drawn_map_that_is_no_number_never_becomes_a_score(channels: int, poison: float) -> None:
+    tile, answer = with_map("noise", channels)
+    answer[3, 4, channels] = poison
+    with pytest.raises(an.NotFiniteError, match="tile 0"):
+        an.error_map(tile[None], answer[None], DirectMap())
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
 import pytest
 
+from edge.archive import write_pictures
 from edge.errors import RecipeError
 from edge.plan import plan_line
 from edge.recipes import load_recipe
+from engines.architecture import MaeArchitecture
+from engines.bundle import DirectMap, Manifest, write_bundle
 from tests.support import marker_recipe
+
+MAP_PLANE = 2.5
 
 
 def ignored(tmp_path: Path, tiling: str) -> np.ndarray | None:
@@ -52,3 +58,35 @@ def test_a_margin_that_leaves_nothing_is_refused(tmp_path: Path) -> None:
         RecipeError, match=r"station s0: tiling.margin_px = 130: leaves nothing of a region of 300 x 260 px"
     ):
         ignored(tmp_path, "margin_px = 130")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_slot_has_room_for_the_map_that_a_network_draws_and_pictures_do_without_it(
+    tmp_path: Path, channels: Literal[1, 3]
+) -> None:
+    manifest = Manifest(
+        name="draws",
+        architecture=MaeArchitecture(channels=channels),
+        error_map=DirectMap(largest=2 * MAP_PLANE),
+        licence="none",
+        files={"network.onnx": "0" * 64},
+    )
+    write_bundle(tmp_path / "draws", manifest, {"network.onnx": b"graph"})
+    path = marker_recipe(tmp_path)
+    path.write_text(path.read_text().replace('"marker"\nframe', f'"{tmp_path}/draws"\nframe'))
+    plan = plan_line(load_recipe(path)).stations["s0"]
+    shapes = {a.name: a.shape for a in plan.layout.arrays}
+    assert shapes["tiles"] == (1, 224, 224, channels)
+    assert shapes["reconstruction"] == (1, 224, 224, channels + 1)
+    assert shapes["map"] == (1, 224, 224)
+
+    arrays = {a.name: np.zeros(a.shape, a.dtype) for a in plan.layout.arrays}
+    arrays["reconstruction"][..., :channels] = 0.5
+    arrays["reconstruction"][..., channels] = arrays["map"][...] = MAP_PLANE
+    write_pictures(tmp_path / "pictures", arrays, plan)
+    repainted, shown = (cv2.imread(str(tmp_path / f"pictures/{n}.png"), -1) for n in ("reconstruction", "map"))
+    assert repainted is not None
+    assert shown is not None
+    assert set(np.unique(repainted)) == {128}
+    assert np.ptp(shown) == 0
+    assert shown.max() == 65535 // 2

@@ -11,7 +11,7 @@ import pytest
 from edge.errors import BundleError, RecipeError
 from engines.architecture import MaeArchitecture
 from engines.backends import open_backend
-from engines.bundle import ZOO, Manifest, NullArchitecture, find_bundle, load_bundle, write_bundle
+from engines.bundle import ZOO, DirectMap, Manifest, NullArchitecture, find_bundle, load_bundle, write_bundle
 
 MAE = Manifest(name="tiny", architecture=MaeArchitecture(), licence="none", files={"network.onnx": "0" * 64})
 
@@ -59,6 +59,13 @@ def test_a_wrong_manifest_is_refused_by_name(tmp_path: Path, change: dict[str, o
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), **change}))
     with pytest.raises(BundleError, match=message):
         load_bundle(tmp_path)
+
+
+def test_a_map_needs_a_network_that_draws_it() -> None:
+    assert MAE.model_copy(update={"error_map": DirectMap()}).answer_shape((2, 48, 48, 1)) == (2, 48, 48, 2)
+    assert MAE.answer_shape((2, 48, 48, 1)) == (2, 48, 48, 1)
+    with pytest.raises(ValueError, match="kind 'null' answers with a picture alone"):
+        Manifest(name="n", architecture=NullArchitecture(kind="null"), licence="", error_map=DirectMap())
 
 
 def test_a_missing_file_or_bundle_is_named(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from engine_helpers import TINY, scrambled
+from engine_helpers import tiles as some_tiles
 
 from engines.mae import MaskedAutoencoder, draw_mask
 from engines.optim import orthogonal
@@ -80,3 +81,13 @@ def test_montage_is_a_picture() -> None:
     assert picture.shape == (96, 144, 1)
     assert picture.dtype == np.uint8
     assert np.isfinite(error)
+
+
+def test_montage_leaves_a_map_behind_the_picture_out() -> None:
+    network = scrambled(TINY)
+    tiles = some_tiles(TINY)
+    plain = montage(network, tiles)
+    network.register_forward_hook(lambda *answer: torch.cat([answer[-1], 9 * answer[-1]], 3))
+    picture, error = montage(network, tiles)
+    assert error == plain[1]
+    np.testing.assert_array_equal(picture, plain[0])
