@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from engines.architecture import MaeArchitecture
+from engines.architecture import AnovitArchitecture, MaeArchitecture
 
-__all__ = ["expected_shapes", "our_name", "our_state", "their_name"]
+__all__ = ["encoder_shapes", "expected_shapes", "our_name", "our_state", "their_name"]
 
 # Our names, then theirs: facebookresearch/mae's, and those of transformers (without "vit.") in the order of its
 # versions; 5 loads `decoder.decoder_layers` and saves `decoder.decoder_encoder.layer`.
@@ -76,39 +76,49 @@ def their_name(ours: str, layout: int) -> str:
     return f"{prefix}{name}{dot}{end}"
 
 
-def expected_shapes(a: MaeArchitecture, tokens: int, *, fused: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The names and shapes that a checkpoint of these sizes has, trained on images of so many tokens."""
-
-    def linear(name: str, inside: int, outside: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-        yield f"{name}.weight", (outside, inside)
-        yield f"{name}.bias", (outside,)
-
-    def norm(name: str, width: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-        yield from ((f"{name}.{kind}", (width,)) for kind in ("weight", "bias"))
-
+def encoder_shapes(
+    a: MaeArchitecture | AnovitArchitecture, tokens: int, *, fused: bool
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The names and shapes that a plain vision transformer of these sizes has, trained on images of so many tokens."""
     yield "class_token", (1, 1, a.width)
-    yield "mask_token", (1, 1, a.decoder_width)
     yield "where", (1, tokens + 1, a.width)
-    yield "decoder_where", (1, tokens + 1, a.decoder_width)
     yield "embed.weight", (a.width, a.channels, a.patch_px, a.patch_px)
     yield "embed.bias", (a.width,)
-    yield from norm("norm", a.width)
-    yield from linear("to_decoder", a.width, a.decoder_width)
-    yield from norm("decoder_norm", a.decoder_width)
-    yield from linear("head", a.decoder_width, a.patch_values)
-    stacks = (
-        ("encoder", a.depth, a.width, a.mlp_ratio),
-        ("decoder", a.decoder_depth, a.decoder_width, a.decoder_mlp_ratio),
-    )
-    for stack, depth, width, mlp_ratio in stacks:
-        for prefix in (f"{stack}.{number}" for number in range(depth)):
-            yield from norm(f"{prefix}.norm", width)
-            yield from norm(f"{prefix}.mlp_norm", width)
-            for part in ("qkv",) if fused else ("q", "k", "v"):
-                yield from linear(f"{prefix}.{part}", width, 3 * width if fused else width)
-            yield from linear(f"{prefix}.out", width, width)
-            yield from linear(f"{prefix}.mlp.0", width, int(width * mlp_ratio))
-            yield from linear(f"{prefix}.mlp.2", int(width * mlp_ratio), width)
+    yield from _norm("norm", a.width)
+    yield from _blocks("encoder", a.depth, a.width, a.mlp_ratio, fused=fused)
+
+
+def expected_shapes(a: MaeArchitecture, tokens: int, *, fused: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The names and shapes that a checkpoint of these sizes has, trained on images of so many tokens."""
+    yield from encoder_shapes(a, tokens, fused=fused)
+    yield "mask_token", (1, 1, a.decoder_width)
+    yield "decoder_where", (1, tokens + 1, a.decoder_width)
+    yield from _linear("to_decoder", a.width, a.decoder_width)
+    yield from _norm("decoder_norm", a.decoder_width)
+    yield from _linear("head", a.decoder_width, a.patch_values)
+    yield from _blocks("decoder", a.decoder_depth, a.decoder_width, a.decoder_mlp_ratio, fused=fused)
+
+
+def _blocks(
+    stack: str, depth: int, width: int, mlp_ratio: float, *, fused: bool
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for prefix in (f"{stack}.{number}" for number in range(depth)):
+        yield from _norm(f"{prefix}.norm", width)
+        yield from _norm(f"{prefix}.mlp_norm", width)
+        for part in ("qkv",) if fused else ("q", "k", "v"):
+            yield from _linear(f"{prefix}.{part}", width, 3 * width if fused else width)
+        yield from _linear(f"{prefix}.out", width, width)
+        yield from _linear(f"{prefix}.mlp.0", width, int(width * mlp_ratio))
+        yield from _linear(f"{prefix}.mlp.2", int(width * mlp_ratio), width)
+
+
+def _linear(name: str, inside: int, outside: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield f"{name}.weight", (outside, inside)
+    yield f"{name}.bias", (outside,)
+
+
+def _norm(name: str, width: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield from ((f"{name}.{kind}", (width,)) for kind in ("weight", "bias"))
 
 
 def our_state(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

@@ -11,22 +11,15 @@ The weights are the user's own copy. Meta's are licensed for non-commercial use;
 
 from __future__ import annotations
 
-import argparse
-import hashlib
 import json
 import math
-import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from edge.errors import MasklineError
@@ -37,8 +30,9 @@ from engines.checkpoint_keys import expected_shapes, our_name, our_state, their_
 from engines.export import export_bundle
 from engines.mae import MaskedAutoencoder
 from engines.plans import named_plan
+from engines.weight_files import FILES, file_sha256, find_file, name_some, read_tensors
 
-__all__ = ["LICENCE", "import_checkpoint", "load_checkpoint", "summary"]
+__all__ = ["ENCODER_HEADS", "HUGGING_FACE_EPS", "LICENCE", "import_checkpoint", "load_checkpoint", "summary"]
 
 LICENCE = "CC-BY-NC-4.0 (weights by Meta; not part of maskline)"
 
@@ -53,12 +47,8 @@ WITH_DECODER = {
     1280: "mae_visualize_vit_huge.pth",
 }
 """By the encoder's width, what to take instead of a checkpoint without a decoder."""
-FILES = ("model.safetensors", "pytorch_model.bin")
-"""What is looked for in a folder, beside its config.json."""
 POSITIONS_TOLERANCE = 2e-3
 """Half precision is off by 5e-4; a table that was learnt is off by far more."""
-NAMED = 4
-"""At most so many keys are named in an error."""
 
 
 def import_checkpoint(
@@ -84,8 +74,8 @@ def import_checkpoint(
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise MasklineError(f"{'.'.join(map(str, first['loc']))} = {first['input']!r}: {first['msg']}") from error
-    model, path = load_checkpoint(checkpoint, tile_px, target=target), _file(checkpoint)
-    trained = Trained(steps=0, seed=0, data="not recorded in the checkpoint", base=f"{path.name} {_sha256(path)}")
+    model, path = load_checkpoint(checkpoint, tile_px, target=target), find_file(checkpoint)
+    trained = Trained(steps=0, seed=0, data="not recorded in the checkpoint", base=f"{path.name} {file_sha256(path)}")
     try:
         return export_bundle(out, model, manifest.model_copy(update={"trained": trained}))
     except ValueError as error:
@@ -126,7 +116,7 @@ def load_checkpoint(
 
     Raises MasklineError, which says what is wrong with the file and which one to take.
     """
-    checkpoint = _read(_file(path))
+    checkpoint = _read(find_file(path))
     a = _architecture(checkpoint, tile_px, target, heads, decoder_heads)
     _check(checkpoint, a)
     model = MaskedAutoencoder(a)
@@ -164,24 +154,12 @@ class _Checkpoint:
         return shape
 
 
-def _file(path: Path) -> Path:
-    """The file itself, where a folder was named."""
-    if path.is_dir():
-        for name in FILES:
-            if (path / name).is_file():
-                return path / name
-        raise MasklineError(f"checkpoint {path}: a folder without {' or '.join(FILES)}; name a checkpoint's file")
-    if not path.is_file():
-        raise MasklineError(f"checkpoint {path}: there is no such file; name a .pth or .safetensors file, or a folder")
-    return path
-
-
 def _read(path: Path) -> _Checkpoint:
     """Names what is in the file; refuses what is no masked autoencoder, or has no decoder, or has more than we know."""
     tensors: dict[str, Tensor] = {}
     theirs: dict[str, str] = {}
     unknown = []
-    for key, value in _tensors(path).items():
+    for key, value in read_tensors(path).items():
         ours = our_name(key)
         if ours is None or ours in tensors or not isinstance(value, Tensor):
             unknown.append(key)
@@ -190,7 +168,7 @@ def _read(path: Path) -> _Checkpoint:
     checkpoint = _Checkpoint(path, tensors, theirs, _config(path))
     if not any(name.startswith("encoder.") for name in tensors):
         raise checkpoint.error(
-            f"no masked autoencoder: it has {_some(unknown) if unknown else 'nothing'}, expected keys such as "
+            f"no masked autoencoder: it has {name_some(unknown) if unknown else 'nothing'}, expected keys such as "
             "blocks.0.attn.qkv.weight or vit.encoder.layer.0.attention.attention.query.weight"
         )
     if not any(name.startswith(("decoder.", "to_decoder.", "head.")) for name in tensors):
@@ -198,43 +176,8 @@ def _read(path: Path) -> _Checkpoint:
         instead = WITH_DECODER.get(width, "one that was saved with its decoder")
         raise checkpoint.error(f"an encoder alone (width {width}), which cannot repaint; take {instead}")
     if unknown:
-        raise checkpoint.error(f"unknown keys: {_some(unknown)}; not a masked autoencoder as published")
+        raise checkpoint.error(f"unknown keys: {name_some(unknown)}; not a masked autoencoder as published")
     return checkpoint
-
-
-def _tensors(path: Path) -> Mapping[str, Any]:
-    """The state dict in a file: what it is, its first bytes say."""
-    with path.open("rb") as file:
-        first = file.read(9)
-    if first[8:] == b"{":  # before the others: the length of safetensors' header may begin as a pickle does
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise MasklineError(f"checkpoint {path}: damaged or cut off ({error}); get the file again") from error
-    if first.startswith((b"PK\x03\x04", b"\x80")):
-        return _torch_tensors(path)
-    raise MasklineError(
-        f"checkpoint {path}: neither a torch file nor safetensors, it begins with {first!r}; get the file again"
-    )
-
-
-def _torch_tensors(path: Path) -> Mapping[str, Any]:
-    try:
-        # Checkpoints that He et al.'s code writes while training also hold its options: plain data in a Namespace.
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            held = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # a damaged pickle raises whatever it runs into
-        if isinstance(error, UnpicklingError) and "unsupported global" in str(error).lower():
-            raise MasklineError(
-                f"checkpoint {path}: holds more than weights and plain data, and might run code; it is not loaded. "
-                "Take the published file, or one in safetensors"
-            ) from error
-        raise MasklineError(f"checkpoint {path}: damaged, cut off or no checkpoint; get the file again") from error
-    held = held.get("model", held) if isinstance(held, dict) else held
-    if not isinstance(held, dict) or not all(isinstance(key, str) for key in held):
-        raise MasklineError(f"checkpoint {path}: holds a {type(held).__name__}, expected tensors by name")
-    return held
 
 
 def _config(path: Path) -> Mapping[str, Any]:
@@ -314,7 +257,7 @@ def _check(checkpoint: _Checkpoint, a: MaeArchitecture) -> None:
     expected = dict(expected_shapes(a, rows * rows, fused=not checkpoint.hugging_face))
     missing = [checkpoint.name(name) for name in expected if name not in checkpoint.tensors]
     if missing:
-        raise checkpoint.error(f"keys are missing: {_some(missing)}; get the file again")
+        raise checkpoint.error(f"keys are missing: {name_some(missing)}; get the file again")
     for name, value in checkpoint.tensors.items():
         if tuple(value.shape) != expected.get(name):
             shape = list(expected[name]) if name in expected else "another layout's"
@@ -329,16 +272,3 @@ def _check(checkpoint: _Checkpoint, a: MaeArchitecture) -> None:
                 f"{checkpoint.name(name)} is not the sine-cosine table of the published checkpoints, it differs by up "
                 f"to {apart:.2g}; positions that were learnt cannot be used"
             )
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -211,7 +211,8 @@ def ssim(a: Tensor, b: Tensor, window: int = 7) -> Tensor:
     a, b = a - 0.5, b - 0.5  # E[x^2] - E[x]^2 in float32 is useless on bright flat pictures without it
 
     def mean(x: Tensor) -> Tensor:
-        return F.avg_pool2d(F.pad(x, (window // 2,) * 4, mode="reflect"), window, stride=1)
+        rows = F.avg_pool2d(F.pad(x, (window // 2,) * 4, mode="reflect"), (window, 1), stride=1)
+        return F.avg_pool2d(rows, (1, window), stride=1)
 
     ua, ub = mean(a), mean(b)
     va, vb, covariance = mean(a * a) - ua * ua, mean(b * b) - ub * ub, mean(a * b) - ua * ub

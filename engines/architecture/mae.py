@@ -66,7 +66,7 @@ class MaeArchitecture(BaseModel):
         if self.context is not None and self.decoder != "cross":
             raise ValueError("context needs decoder = 'cross': the other one knows only whole tiles")
         if self.channels == 1 and (isinstance(self.mean, tuple) or isinstance(self.std, tuple)):
-            raise ValueError("mean and std per channel need 3 channels")
+            raise ValueError("mean and std per channel need channels = 3 (fit: --colour)")
         if self.target == "normalised" and self.normalise != "fixed":
             raise ValueError("target = 'normalised' needs normalise = 'fixed'")
         return self
