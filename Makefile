@@ -6,7 +6,7 @@ SHELL := /bin/bash
 
 VENV ?= .venv
 # What `make test` installs beside the package. EXTRAS=dev leaves out torch; tests that need it are skipped then.
-EXTRAS ?= train,dev
+EXTRAS ?= train,features,dev
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 	"$$p" -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null \
 	&& echo "$$p" && break; done)

@@ -21,18 +21,29 @@ import torch
 from pydantic import ValidationError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from edge.errors import MasklineError, SourceError
+from edge.errors import MasklineError
+from edge.padding import pad_mirrored
+from edge.sources import Image
+from edge.sources.folder import SUFFIXES, list_images, load_image
+from edge.tiling import Scale, convert_channels, cut, grid, prepared_size, resize, to_8bit
+from engines.architecture import AnovitArchitecture, Architecture, RetouchArchitecture
 from engines.bundle import GRAPH, Bundle, Manifest, Trained, find_bundle, load_bundle
 from engines.export import export_bundle, load_model
+from engines.lite0 import weights_file
+from engines.mae import MaskedAutoencoder
 from engines.networks import Network, build
-from engines.registry import ENGINES, Fitting
+from engines.registry import ENGINES, YOURS, Fitting
+from engines.retouch import Retouch, retouch_from
 from engines.training import Schedule, Trainer, montage, write_picture
+from engines.vit_weights import load_encoder
+from engines.weight_files import file_sha256, find_file
 
-__all__ = ["Start", "draw_curve", "fit", "from_bundle", "from_scratch", "load_good"]
+__all__ = ["Start", "as_seen", "draw_curve", "fit", "from_bundle", "from_scratch", "load_good"]
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 MIB_AT_ONCE = 1024
 SHOWN = 6
+MEASURED_TILES = 256
+"""Of good parts, from which `engines.retouch` learns what is usual."""
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -44,7 +55,7 @@ class Start:
     network: Network
     manifest: Manifest
     base: str = ""
-    """Name and hash of the bundle that the weights come from; empty for fresh weights."""
+    """Name and hash of the bundle or file that the weights come from; empty for fresh weights."""
 
 
 def from_bundle(name: str | Path) -> Start:
@@ -54,24 +65,33 @@ def from_bundle(name: str | Path) -> Start:
 
 
 def from_scratch(
-    engine: str, *, size: str | None = None, tile_px: int | None = None, channels: int = 1, seed: int = 0
+    engine: str,
+    *,
+    size: str | None = None,
+    tile_px: int | None = None,
+    channels: int = 1,
+    seed: int = 0,
+    weights: Path | None = None,
 ) -> Start:
     """Fresh weights, or those of the bundle that this engine starts from, if size and tile are left as they are.
 
-    Raises MasklineError for an engine or size that does not exist, or a tile that the network cannot have.
+    `weights`: a file of weights that others have published, for what such a file has (`engines.vit_weights`). Raises
+    MasklineError for an engine or size that does not exist, a tile that the network cannot have, or a file that does
+    not fit.
     """
     kind = ENGINES.get(engine)
     if kind is None:
         raise MasklineError(f"--engine {engine!r}: there is no such engine; there are: {', '.join(ENGINES)}")
-    if kind.base and (size, tile_px, channels) == (None, None, 1):
+    if weights is not None and kind.tuning is None:
+        able = ", ".join(name for name, other in ENGINES.items() if other.tuning)
+        raise MasklineError(f"--weights {weights}: engine {engine!r} takes none; those that do: {able}")
+    if kind.base and engine != "retouch" and (size, tile_px, channels) == (None, None, 1):
         return from_bundle(kind.base)
     size = size or next(iter(kind.sizes))
     if size not in kind.sizes:
         raise MasklineError(f"--size {size!r}: engine {engine!r} has the sizes {', '.join(kind.sizes)}")
-    changes = {"channels": channels} | ({} if tile_px is None else {"tile_px": tile_px})
-    plain = kind.sizes[size]
     try:
-        architecture = type(plain).model_validate(plain.model_dump() | changes)
+        architecture = _changed(kind.sizes[size], channels, tile_px)
     except ValidationError as error:
         raise MasklineError(f"engine {engine!r}: {error.errors(include_url=False)[0]['msg']}") from error
     torch.manual_seed(seed)
@@ -81,28 +101,57 @@ def from_scratch(
         plans=architecture.plans,
         error_map=kind.error_map,
         score=kind.score,
-        licence="yours: the weights come from your images alone",
+        licence=kind.licence if isinstance(architecture, RetouchArchitecture) else YOURS,
         files={GRAPH: "0" * 64},
     )
-    return Start(build(architecture), manifest)
+    if isinstance(architecture, RetouchArchitecture):
+        base = from_bundle("texture-s")
+        assert isinstance(base.network, MaskedAutoencoder)
+        return Start(retouch_from(architecture, base.network), manifest, base.base)
+    if weights is None:
+        return Start(build(architecture), manifest)
+    assert isinstance(architecture, AnovitArchitecture)
+    network, file = load_encoder(weights, architecture), find_file(weights)
+    manifest = manifest.model_copy(
+        update={"architecture": network.architecture, "licence": f"yours, and that of {file.name}, where fitting began"}
+    )
+    return Start(network, manifest, f"{file.name} {file_sha256(file)}")
+
+
+def _changed(plain: Architecture, channels: int, tile_px: int | None) -> Architecture:
+    """An architecture with other channels and tiles. Raises ValidationError where it cannot have them."""
+    said = plain.model_dump() | {"channels": channels}
+    if isinstance(plain, RetouchArchitecture):
+        said["features"] = plain.features if weights_file() else "none"
+    if tile_px is not None:
+        (said["pixels"] if isinstance(plain, RetouchArchitecture) else said)["tile_px"] = tile_px
+    return type(plain).model_validate(said)
 
 
 def fit(
-    good: Path, start: Start, out: Path, fitting: Fitting | None = None, *, name: str | None = None, quiet: bool = False
+    good: Path | Sequence[Path],
+    start: Start,
+    out: Path,
+    fitting: Fitting | None = None,
+    *,
+    scale: Scale = 1.0,
+    name: str | None = None,
+    quiet: bool = False,
 ) -> Bundle:
-    """Fits the network of `start` to the images in `good` and writes the bundle `out`.
+    """Fits the network of `start` to the images in `good`, a folder or files, and writes the bundle `out`.
 
-    Beside the network, `out` gets `loss.png` (the network's error over steps; images held out in green) and
-    `repainted.png` (held-out crops above what the network makes of them). Raises SourceError for images that cannot be
-    used, MasklineError for a checkpoint of another run.
+    `scale`: what the line resizes its frames by before it cuts them into tiles (a recipe's `tiling.resize`). Beside the
+    network, `out` gets `loss.png` (the network's error over steps; images held out in green) and `repainted.png`
+    (held-out crops above what the network makes of them). Raises SourceError for images that cannot be used,
+    MasklineError for a checkpoint of another run.
     """
     fitting, manifest = fitting or Fitting(), start.manifest
-    images = load_good(good, manifest)
+    images = load_good(good, manifest, scale)
     held_out = images[:: max(2, min(10, len(images)))] if len(images) > 1 else images
     kept = [image for k, image in enumerate(images) if k % max(2, min(10, len(images)))] or images
     work = out.with_name(out.name + ".fit")
     trainer = Trainer(start.network, _schedule(fitting), fitting.average)
-    losses = _resume(trainer, work, {"fitting": asdict(fitting), "start": start.base or manifest.sha256})
+    losses = _resume(trainer, work, _identity(start, fitting, scale))
     shown = torch.from_numpy(_crops(held_out, manifest.tile_px, SHOWN, np.random.default_rng(fitting.seed)))
     with _bar(fitting.steps, trainer.step, quiet) as advance:
         while trainer.step < fitting.steps:
@@ -114,9 +163,11 @@ def fit(
                 losses["held_out"].append(montage(trainer.averaged, shown)[1])
                 _checkpoint(trainer, work, losses)
             advance(losses["seen"][-1])
-    data = f"{len(images)} images of {good.name}"
+    data = f"{len(images)} images of {(good if isinstance(good, Path) else good[0].parent).name}"
     trained = Trained(steps=fitting.steps, seed=fitting.seed, data=data, base=start.base)
     fresh = manifest.model_copy(update={"name": name or out.name, "trained": trained})
+    if isinstance(trainer.averaged, Retouch):
+        trainer.averaged.measure(_as_cut(images, manifest.tile_px))
     bundle = export_bundle(out, trainer.averaged, fresh)
     write_picture(out / "loss.png", draw_curve(losses["seen"], losses["held_out"], fitting.every))
     write_picture(out / "repainted.png", montage(trainer.averaged, shown)[0])
@@ -124,47 +175,37 @@ def fit(
     return bundle
 
 
-def load_good(folder: Path, manifest: Manifest) -> list[Pixels]:
-    """The images of a folder, sorted by name, uint8 [H, W, C] with the bundle's channels, its window applied to deep
-    ones.
+def load_good(good: Path | Sequence[Path], manifest: Manifest, scale: Scale = 1.0) -> list[Pixels]:
+    """The images of a folder and those below it, sorted by name, or the files named: `as_seen`, up to MIB_AT_ONCE.
 
-    Raises SourceError that names the file that is missing, unreadable or smaller than a tile.
+    Raises SourceError that names the folder without images, or the file that cannot be read.
     """
-    if not folder.is_dir():
-        raise SourceError(f"--good {folder}: there is no such folder; name one with images of good parts")
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
-    if not paths:
-        raise SourceError(f"--good {folder}: no images in it (looked for {', '.join(sorted(SUFFIXES))})")
     images, total = [], 0
-    for path in paths:
-        images.append(_load(path, manifest))
+    for path in _below(good) if isinstance(good, Path) else good:
+        images.append(as_seen(load_image(path), manifest, scale))
         total += images[-1].nbytes
         if total > MIB_AT_ONCE << 20:
             break
     return images
 
 
-def _load(path: Path, manifest: Manifest) -> Pixels:
-    raw = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if raw is None:
-        raise SourceError(f"image {path} does not decode; remove it or save it again")
-    if min(raw.shape[:2]) < manifest.tile_px:
-        raise SourceError(
-            f"image {path} is {raw.shape[1]} x {raw.shape[0]}, expected at least {manifest.tile_px} each way"
-        )
-    image = np.asarray(raw)
-    if image.dtype != np.uint8:
-        low, high = manifest.window.low, manifest.window.high
-        image = np.clip((image.astype(np.float32) - low) * (255 / (high - low)), 0, 255).round().astype(np.uint8)
-    if image.ndim == 2:
-        image = image[..., None]
-    elif image.shape[2] == 1:
-        pass
-    elif manifest.channels == 1:
-        image = np.asarray(cv2.cvtColor(image[..., :3], cv2.COLOR_BGR2GRAY))[..., None]
-    else:
-        image = image[..., 2::-1]
-    return np.ascontiguousarray(np.repeat(image, 3, 2) if image.shape[2] < manifest.channels else image)
+def _below(folder: Path) -> list[Path]:
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    return found or list_images(folder)  # which says what is wrong with it
+
+
+def as_seen(image: Image, manifest: Manifest, scale: Scale = 1.0) -> Pixels:
+    """An image uint8 or uint16 [H, W, C] as the line sees it before it is cut into tiles, in the order of
+    `edge.tiling.prepare`: with the bundle's channels, scaled, at 8 bits. What is smaller than a tile is mirrored."""
+    height, width = prepared_size(image.shape[0], image.shape[1], scale, manifest.tile_px)
+    if manifest.channels == 1:
+        image = convert_channels(image, np.empty((*image.shape[:2], 1), image.dtype))
+    if (height, width) != image.shape[:2]:
+        image = resize(image, np.empty((height, width, image.shape[2]), image.dtype))
+    if image.dtype == np.uint16:
+        image = to_8bit(image, manifest.window.low, manifest.window.high, np.empty(image.shape, np.uint8))
+    image = convert_channels(image, np.empty((height, width, manifest.channels), np.uint8))
+    return pad_mirrored(image, manifest.tile_px, manifest.tile_px)[0]
 
 
 def _crops(images: Sequence[Pixels], side: int, count: int, rng: np.random.Generator) -> Pixels:
@@ -174,6 +215,24 @@ def _crops(images: Sequence[Pixels], side: int, count: int, rng: np.random.Gener
         y, x = (int(rng.integers(n - side + 1)) for n in image.shape[:2])
         crops.append(image[y : y + side, x : x + side])
     return np.stack(crops)
+
+
+def _as_cut(images: Sequence[Pixels], tile_px: int) -> torch.Tensor:
+    """Tiles of images [H, W, C] as the line cuts them, in their order: uint8 [N, tile, tile, C], about MEASURED_TILES
+    from images all over the folder."""
+    height, width, channels = images[0].shape
+    wanted = max(1, MEASURED_TILES // grid(height, width, tile_px).count)
+    tiles: list[Pixels] = []
+    for image in images[:: max(1, len(images) // wanted)]:
+        tiling = grid(image.shape[0], image.shape[1], tile_px)
+        tiles.extend(cut(image, tiling, np.empty((tiling.count, tile_px, tile_px, channels), np.uint8)))
+    return torch.from_numpy(np.stack(tiles[: 2 * MEASURED_TILES]))
+
+
+def _identity(start: Start, fitting: Fitting, scale: Scale) -> dict[str, Any]:
+    """What a run that is resumed must have in common with the one before."""
+    start_of = f"{start.base} {start.manifest.sha256}".strip()
+    return {"fitting": asdict(fitting), "start": start_of, "scale": scale}
 
 
 def _schedule(fitting: Fitting) -> Schedule:

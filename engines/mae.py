@@ -174,16 +174,20 @@ class MaskedAutoencoder(nn.Module):
         asked: Tensor = self.decoder[-1](x[:, :, -count:], x, hidden, every)
         return asked
 
-    def loss(self, tiles: Tensor, rng: np.random.Generator, progress: float = 0.0) -> tuple[Tensor, Tensor]:
+    def loss(
+        self, tiles: Tensor, rng: np.random.Generator, progress: float = 0.0, shown: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Hides a part of tiles uint8 [N, h, w, C]. -> (loss, mean absolute error), in units of the tile's contrast.
 
-        The loss is L1 plus half the L1 of the differences between neighbouring pixels, which punishes blur.
+        The loss is L1 plus half the L1 of the differences between neighbouring pixels, which punishes blur. `shown`:
+        what the network sees of the tiles where that is something else, of the same shape.
         """
         a = self.architecture
         local = a.context is not None and rng.random() < WINDOWS_SHARE
         visible, hidden = draw_windows(a, rng) if local else draw_mask(a, rng)
         patches = patchify(tiles.float() / 255, a.patch_px)
-        answer, mean, scale = self.repaint(patches, visible, hidden)
+        seen = patches if shown is None else patchify(shown.float() / 255, a.patch_px)
+        answer, mean, scale = self.repaint(seen, visible, hidden)
         error = answer - (patches[:, hidden] - mean) / scale  # [N, V, H, P]
         l1 = error.abs().mean()
         picture = error.reshape(*error.shape[:3], a.patch_px, a.patch_px, a.channels)

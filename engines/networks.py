@@ -1,32 +1,55 @@
 """The networks by kind: from an architecture to a torch module. Needs torch.
 
 All have `architecture`; `forward`, which is the graph that is exported: tiles uint8 [N, h, w, C] and the constant
-inputs of a mask plan, if they follow one, to float32 [N, h, w, C] in [0, 1]; and `loss(tiles, rng, progress)`, what
-fitting minimises on good tiles uint8 [N, h, w, C] when `progress` (0 to 1) of its steps are done, and the error that it
-reports.
+inputs of a mask plan, if they follow one, to float32 [N, h, w, C] in [0, 1], or [N, h, w, C + 1] where the network
+draws its own map (`engines.bundle.DirectMap`); and `loss(tiles, rng, progress)`, what fitting minimises on good tiles
+uint8 [N, h, w, C] when `progress` (0 to 1) of its steps are done, and the error that it reports.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from engines.architecture import Architecture, SdcArchitecture
+from engines.anovit import AnoVit
+from engines.architecture import (
+    AnovitArchitecture,
+    Architecture,
+    MalaArchitecture,
+    MetalArchitecture,
+    RetouchArchitecture,
+    SdcArchitecture,
+)
 from engines.mae import MaskedAutoencoder
+from engines.mala import Mala
+from engines.metal import MaskedTransformer
 from engines.plans import plan_inputs
+from engines.retouch import Retouch
 from engines.sdc import SdcAutoencoder, folded
 
-__all__ = ["Network", "build", "count_work", "plan_arguments", "ready_to_serve"]
+__all__ = ["Network", "build", "count_flop", "count_work", "plan_arguments", "ready_to_serve"]
 
-Network = MaskedAutoencoder | SdcAutoencoder
+Network = AnoVit | Mala | MaskedAutoencoder | MaskedTransformer | Retouch | SdcAutoencoder
 
 
 def build(architecture: Architecture) -> Network:
     """A network with fresh weights, drawn with torch's seed."""
     if isinstance(architecture, SdcArchitecture):
         return SdcAutoencoder(architecture)
+    if isinstance(architecture, MetalArchitecture):
+        return MaskedTransformer(architecture)
+    if isinstance(architecture, AnovitArchitecture):
+        return AnoVit(architecture)
+    if isinstance(architecture, MalaArchitecture):
+        return Mala(architecture)
+    if isinstance(architecture, RetouchArchitecture):
+        return Retouch(architecture)
     return MaskedAutoencoder(architecture)
 
 
@@ -43,10 +66,19 @@ def plan_arguments(architecture: Architecture, plan: str) -> tuple[Tensor, ...]:
 def count_work(network: Network, plan: str) -> float:
     """Billions of multiplications and additions per tile in matrix products and convolutions, as torch counts them.
 
-    The network can only be asked afterwards, and not trained.
+    `engines.cost` counts without torch, and leaves out what backends fold. The network can only be asked afterwards,
+    and not trained.
     """
-    a = network.architecture
-    tile = torch.zeros(1, a.tile_px, a.tile_px, a.channels, dtype=torch.uint8)
-    with FlopCounterMode(display=False) as counter:
-        network.eval().requires_grad_(False)(tile, *plan_arguments(a, plan))
-    return float(counter.get_total_flops()) / 1e9
+    a = network.eval().requires_grad_(False).architecture
+    shape = (1, a.tile_px, a.tile_px, a.channels)
+    return count_flop(lambda: network(torch.zeros(shape, dtype=torch.uint8), *plan_arguments(a, plan))) / 1e9
+
+
+def count_flop(call: Callable[[], object]) -> int:
+    """Multiplications and additions in the matrix products and convolutions of a call, which is followed by the shapes
+    of its tensors: nothing is computed, and it must not look at values."""
+    # Torch has no count for the CPU's fused attention and would take it for nothing: the plain one is two products.
+    with sdpa_kernel(SDPBackend.MATH), FakeTensorMode(allow_non_fake_inputs=True):
+        with FlopCounterMode(display=False) as counter:
+            call()
+    return int(counter.get_total_flops())

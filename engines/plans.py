@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from engines.architecture import PLANS, Architecture, MaeArchitecture
+from engines.architecture import PLANS, Architecture, MaeArchitecture, RetouchArchitecture
 
 __all__ = ["PLANS", "Index", "Plan", "blocks", "named_plan", "plan", "plan_inputs", "window"]
 
@@ -116,9 +116,10 @@ def plan_inputs(architecture: Architecture, name: str) -> dict[str, Index]:
     """
     if name not in architecture.plans:
         raise ValueError(f"mask plan {name!r}: a network of kind {architecture.kind!r} has {architecture.plans}")
-    if not isinstance(architecture, MaeArchitecture):
+    masked = architecture.pixels if isinstance(architecture, RetouchArchitecture) else architecture
+    if not isinstance(masked, MaeArchitecture):
         return {}
-    sets = named_plan(name, architecture)
+    sets = named_plan(name, masked)
     return {"visible": sets.visible, "hidden": sets.hidden, "place": sets.place}
 
 

@@ -8,10 +8,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from engines.architecture import SDC_EDGE, SDC_PAPER, TEXTURE_S, Architecture
-from engines.bundle import ErrorMap, Score, SmoothedMap, SsimL1Map
+from engines.architecture import (
+    ANOVIT_EDGE,
+    ANOVIT_PAPER,
+    MALA_EDGE,
+    MALA_PAPER,
+    METAL_EDGE,
+    METAL_PAPER,
+    METAL_PAPER_PRODUCT,
+    RETOUCH,
+    SDC_EDGE,
+    SDC_PAPER,
+    TEXTURE_S,
+    VIT_B,
+    VIT_H,
+    VIT_L,
+    Architecture,
+)
+from engines.bundle import DirectMap, ErrorMap, Score, SmoothedMap, SsimL1Map
 
-__all__ = ["ENGINES", "EngineKind", "Fitting"]
+__all__ = ["ENGINES", "YOURS", "EngineKind", "Fitting"]
+
+YOURS = "yours: the weights come from your images alone"
 
 
 @dataclass(frozen=True)
@@ -38,18 +56,37 @@ class EngineKind:
     error_map: ErrorMap
     score: Score
     fitting: Fitting
+    tuning: Fitting | None = None
+    """Where it starts from weights that others have published; None: it cannot."""
     base: str | None = None
     """The bundle that fitting starts from; None: from fresh weights."""
+    licence: str = YOURS
+    """Of the weights."""
+    published: tuple[str, ...] = ()
+    """Sizes whose weights others have published, for `maskline import`; to fit them from fresh ones takes GPUs and
+    days."""
 
 
 ENGINES: Mapping[str, EngineKind] = {
+    "retouch": EngineKind(
+        paper="none: our own; see engines/retouch.py",
+        sizes={"edge": RETOUCH},
+        error_map=DirectMap(largest=10.0),
+        score=Score(kind="max"),
+        fitting=Fitting(steps=150),
+        base="texture-s",
+        licence="yours, from texture-s and EfficientNet-Lite0, which are Apache-2.0",
+    ),
     "mae": EngineKind(
         paper="Dini & Rahtu, Detecting Anomalies in Textured Images Using Modified Transformer Masked Autoencoder",
-        sizes={"edge": TEXTURE_S},
+        sizes={"edge": TEXTURE_S, "vit-b": VIT_B, "vit-l": VIT_L, "vit-h": VIT_H},
         error_map=SsimL1Map(ssim_window=11, ssim_weight=0.3, opening_px=2),
         score=Score(kind="area", map_quantile=0.99),
         fitting=Fitting(),
         base="texture-s",
+        licence="yours, from texture-s, which is Apache-2.0; Meta's published checkpoints: CC-BY-NC 4.0, not for "
+        "commercial use",
+        published=("vit-b", "vit-l", "vit-h"),
     ),
     "sdc": EngineKind(
         paper="Bauer, Self-Supervised Training with Autoencoders for Visual Anomaly Detection",
@@ -57,6 +94,29 @@ ENGINES: Mapping[str, EngineKind] = {
         error_map=SmoothedMap(norm="l2", sigma_px=2.0),
         score=Score(kind="max"),
         fitting=Fitting(steps=800, batch=3, learning_rate=2e-3),
+    ),
+    "metal": EngineKind(
+        paper="De Nardin et al., Masked Transformer for image Anomaly Localization",
+        sizes={"edge": METAL_EDGE, "paper": METAL_PAPER, "paper-product": METAL_PAPER_PRODUCT},
+        error_map=SmoothedMap(norm="l2", sigma_px=2.0),
+        score=Score(kind="max"),
+        fitting=Fitting(steps=800, batch=16, learning_rate=2e-3),
+    ),
+    "anovit": EngineKind(
+        paper="Lee & Kang, AnoViT: Unsupervised Anomaly Detection and Localization with Vision Transformer-based "
+        "Encoder-Decoder",
+        sizes={"edge": ANOVIT_EDGE, "paper": ANOVIT_PAPER},
+        error_map=SmoothedMap(norm="l2", sigma_px=2.0),
+        score=Score(kind="max"),
+        fitting=Fitting(steps=800, learning_rate=2e-3),
+        tuning=Fitting(steps=800, learning_rate=1e-4),  # not tried: no such weights were at hand
+    ),
+    "mala": EngineKind(
+        paper="Chen et al., A Novel MAE-Based Self-Supervised Anomaly Detection and Localization Method",
+        sizes={"edge": MALA_EDGE, "paper": MALA_PAPER},
+        error_map=DirectMap(),
+        score=Score(kind="max"),
+        fitting=Fitting(steps=1200, batch=16, learning_rate=2e-3),
     ),
 }
 """By the name that `maskline fit --engine` takes."""

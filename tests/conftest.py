@@ -63,14 +63,16 @@ def runtime_dir() -> Iterator[Path]:
 
 
 @pytest.fixture(autouse=True)
-def _own_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No test reads or writes the runtime, the state or the overrides of whoever runs it."""
-    for name in [n for n in os.environ if n.startswith("MASKLINE_")]:
+def _own_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test reads or writes the runtime, the state or the overrides of whoever runs it. Compiled networks are kept
+    from test to test: they answer the same to the bit. Tests on real images need MASKLINE_TEST_DATA."""
+    for name in [n for n in os.environ if n.startswith("MASKLINE_") and n != "MASKLINE_TEST_DATA"]:
         monkeypatch.delenv(name)
     for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "STATE_DIRECTORY", "RUNTIME_DIRECTORY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MASKLINE_RUNTIME_DIR", str(tmp_path / "runtime"))
     monkeypatch.setenv("MASKLINE_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("MASKLINE_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 @pytest.fixture(autouse=True)
