@@ -53,9 +53,11 @@ class Capture:
         self.slab.head["next_trigger"][self.me] = number
 
     def has_room(self) -> bool:
-        """Whether a lossless source may go on: it waits until a frame can be taken."""
+        """Whether a lossless source may go on: it waits until a frame can be taken, and an engine is there for it."""
+        if self.station.source.mode is Mode.LIVE:
+            return True
         slots = self.slab.station_slots[self.station.name]
-        return self.station.source.mode is Mode.LIVE or any(self.slab.is_free(s) for s in slots)
+        return self.worker.engine_served and any(self.slab.is_free(s) for s in slots)
 
     def on_trigger(self, event: Triggered) -> None:
         """Tell the gate at once: from now on an answer is owed."""
@@ -70,6 +72,8 @@ class Capture:
             self._refuse(event.number, event.reason or Reason.BAD_IMAGE, event.detail)
         elif (found := _shape(event.image)) != self._declared:
             self._refuse(event.number, Reason.WRONG_SIZE, f"{found}, the recipe says {self._declared}")
+        elif not self.worker.engine_served:
+            self._answer(event.number, Reason.NOT_READY)
         elif (taken := self.slab.acquire(self.station.name, self.me)) is None:
             self._refuse(event.number, Reason.OVERLOAD, "no free slot")
         else:
@@ -98,6 +102,9 @@ class Capture:
         self.worker.log.warning(
             "frame_refused", station=self.station.name, number=number, reason=reason.value, detail=detail
         )
+        self._answer(number, reason)
+
+    def _answer(self, number: int, reason: Reason) -> None:
         self.worker.send(GATE, ViewResult(self.station.name, number, self.at_ns, Decision.UNINSPECTED, reason))
 
     def end(self, next_number: int) -> None:

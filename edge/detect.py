@@ -1,126 +1,206 @@
-"""Detect: the one process that runs engines. Repaints the tiles of each frame, in the slot."""
+"""Detect: the one process that runs engines. Repaints the tiles of each frame, in the slot.
+
+One turn of its loop: take the frames that have come, run the batch whose time has come (`edge.batching`), pass on the
+frames that are done.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import time
-from dataclasses import asdict, replace
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
 
-import numpy as np
-from numpy.typing import NDArray
-
-from calib.calibration import StationCalibration
-from calib.thresholds import near_threshold
-from edge.anomaly import ErrorMapper
+from edge.batching import Batch, Piece, Schedule, Share, SideBySide
+from edge.detector import open_detectors
+from edge.errors import EXIT_STALE, StaleEngineError
+from edge.ledger import MARGIN_NS
 from edge.messages import FrameRef
-from edge.plan import LinePlan, StationPlan
+from edge.plan import StationPlan
 from edge.processes import JUDGE
-from edge.scores import view_score
+from edge.settings import Engine, Mode
 from edge.verdict import Reason
-from edge.worker import Worker
-from engines.backends import Backend, open_backend
+from edge.worker import IDLE_MS, Worker
+from engines.backends import Backend
 
-__all__ = ["CHEAP_PLAN", "Detector", "open_detectors", "run"]
-
-CHEAP_PLAN, EXACT_PLAN = "x16", "x1"
-"""The plans of a cascade: all tiles with the first, those near the threshold again with the second."""
+__all__ = ["Serving", "run"]
 
 FAILURES_IN_A_ROW = 3
 """An engine that fails so often is started anew, with its process."""
 
+JUDGES_SHARE = 4
+"""No frame waits for others into the last quarter of its deadline: that belongs to judge and gate."""
 
-class Detector:
-    """The engines of one station and how they are combined."""
 
-    def __init__(self, plan: StationPlan, exact: Backend, cheap: Backend | None) -> None:
-        self._exact, self._cheap, self._ignore = exact, cheap, plan.prepare.ignore_tiles
-        self._manifest = plan.bundle.manifest
-        count, height, width, channels = plan.prepare.tiles_shape
-        self._mapper = ErrorMapper(self._manifest.error_map, (height, width, channels))
-        self._maps = np.empty((count if cheap else 0, height, width), np.float32)
-        self.info = {k: str(v) for k, v in asdict(exact.describe()).items()} | {"plan": plan.station.plan}
+def _side_by_side(settings: Engine, stations: list[StationPlan]) -> SideBySide:
+    """Room for the largest frame of these stations, and for those that fill up its last batch."""
+    most, tile = max(s.prepare.tiles_shape[0] for s in stations), stations[0].prepare.tiles_shape[1:]
+    shape = (-(-most // settings.batch) * settings.batch, *tile)
+    return SideBySide(shape, stations[0].bundle.manifest.answer_shape(shape))
 
-    def infer(
-        self, tiles: NDArray[np.uint8], out: NDArray[np.float32], calibration: StationCalibration | None
-    ) -> int | None:
-        """Repaint `tiles` uint8 [N, h, w, C] into `out` float32 [N, h, w, C]; returns the backend's witness.
 
-        A cascade repaints with the cheap plan, and with the exact one again where the cheap score is too near to the
-        threshold to be sure what the exact score says. Without a calibration there is no near: all is exact.
+def _cost_ns(backend: Backend, arrays: SideBySide, batch: int) -> int:
+    """What one batch takes, tried on grey tiles. 0 where a batch is one tile, and no tile waits for others."""
+    if batch == 1:
+        return 0
+    grey = arrays.tiles[:batch]
+    grey.fill(128)
+    began_ns = time.monotonic_ns()
+    backend.infer(grey, arrays.answers[:batch])
+    return time.monotonic_ns() - began_ns
+
+
+class Serving:
+    """The frames that are in detect's hands, on their way through the engines."""
+
+    def __init__(self, worker: Worker) -> None:
+        """Open the engines. Raises MasklineError when one cannot be had."""
+        self._worker, recipe = worker, worker.recipe
+        self._detectors = open_detectors(worker.plan)
+        calibration = worker.calibration()
+        self._limits = calibration.stations if calibration else {}
+        users: dict[Backend, list[StationPlan]] = {}
+        for detector in self._detectors.values():
+            for backend in filter(None, (detector.cheap, detector.exact)):
+                users.setdefault(backend, []).append(detector.plan)
+        self._engines = {backend: _side_by_side(recipe.engine, stations) for backend, stations in users.items()}
+        batch = recipe.engine.batch
+        self._schedule = Schedule({b: (batch, _cost_ns(b, e, batch)) for b, e in self._engines.items()})
+        self._frames: dict[int, FrameRef] = {}
+        self._deadline_ns = recipe.deadline.deadline_ms * 1_000_000
+        self._after_ns = MARGIN_NS + self._deadline_ns // JUDGES_SHARE
+        self._failures, self._warned = 0, False
+
+    def slots(self) -> Collection[int]:
+        """The slots of the frames that are here."""
+        return self._frames.keys()
+
+    def wait_ms(self) -> int:
+        """How long more frames may be waited for."""
+        start_by_ns = self._schedule.start_by_ns()
+        if start_by_ns is None:
+            return IDLE_MS
+        return max(0, min(IDLE_MS, (start_by_ns - time.monotonic_ns()) // 1_000_000))
+
+    def add(self, frame: FrameRef) -> None:
+        """Take a frame; one that cannot be inspected goes on at once."""
+        self._frames[frame.slot] = frame
+        if frame.reason is not None:
+            self._pass_on(frame.slot, frame.reason)
+            return
+        detector = self._detectors[frame.station]
+        first, count = detector.first(self._limits.get(frame.station)), detector.plan.prepare.tiles_shape[0]
+        again_ns = self._schedule.cost_ns(detector.exact, count) if first is detector.cheap else 0
+        self._schedule.add(
+            first,
+            frame.slot,
+            range(count),
+            deadline_ns=self._deadline_of(frame),
+            then_ns=again_ns + self._after_ns,
+            patient=self._may_wait(frame),
+        )
+
+    def turn(self) -> None:
+        """Run the batch whose time has come; keep the engines warm when there is nothing to do.
+
+        Raises RuntimeError when an engine fails again and again.
         """
-        if self._cheap is None or calibration is None or calibration.cascade_band is None:
-            return self._exact.infer(tiles, out)
-        self._cheap.infer(tiles, out)
-        maps = self._mapper.fill(tiles, out, self._maps, self._ignore)
-        scores = view_score(maps, self._manifest.score, calibration.map_threshold, self._ignore).tile_scores
-        for i in np.flatnonzero(near_threshold(scores, calibration.score_threshold, calibration.cascade_band)):
-            self._exact.infer(tiles[i : i + 1], out[i : i + 1])
-        return None
+        batch = self._schedule.take(time.monotonic_ns(), hurry=self._nobody_comes())
+        if batch is None:
+            if not self._frames:
+                for backend in self._engines:
+                    backend.keep_warm()
+            return
+        failures, witness = self._failures, None
+        with self._answering_for([s.frame for s in batch.shares]):
+            witness = self._repaint(batch)
+        for share in batch.shares:
+            if share.last and share.frame in self._frames:
+                self._go_on(batch.engine, share, witness)
+        if self._failures == failures:
+            self._failures = 0
+        elif self._failures >= FAILURES_IN_A_ROW:
+            raise RuntimeError(f"the engine failed {self._failures} times in a row")
 
-    def keep_warm(self) -> None:
-        """To be called while no part comes; see `Backend`."""
-        for backend in filter(None, (self._exact, self._cheap)):
-            backend.keep_warm()
+    def _deadline_of(self, frame: FrameRef) -> int:
+        return frame.at_ns + self._deadline_ns
 
+    def _may_wait(self, frame: FrameRef) -> bool:
+        """Whether a frame may wait for others. A lossless source waits for it; and when fewer than half of the
+        station's slots are free, the next trigger may find none."""
+        slots = self._worker.slab.station_slots[frame.station]
+        free = sum(self._worker.slab.is_free(s) for s in slots)
+        return self._detectors[frame.station].plan.station.source.mode is Mode.LIVE and 2 * free >= len(slots)
 
-def open_detectors(plan: LinePlan) -> dict[str, Detector]:
-    """Load and warm up the engines of every station; stations with the same bundle and plan share one.
+    def _nobody_comes(self) -> bool:
+        ended = (self._worker.source_ended(name) for name in self._detectors)
+        return self._worker.line_stopping or all(ended)
 
-    Raises MasklineError when a backend cannot be had.
-    """
-    settings = plan.recipe.engine
-    loaded: dict[tuple[str, str], Backend] = {}
+    def _repaint(self, batch: Batch[Backend]) -> int | None:
+        began_ns = time.monotonic_ns()
+        pieces = [self._piece(share) for share in batch.shares]
+        witness = self._engines[batch.engine].through(batch.engine.infer, pieces)
+        spent_ns = time.monotonic_ns() - began_ns
+        self._schedule.took(batch.engine, batch.rounds, spent_ns)
+        if spent_ns > self._deadline_ns and not self._warned:
+            self._warned = True  # once: what it means for each part stands in the verdicts
+            deadline_ms = self._worker.recipe.deadline.deadline_ms
+            self._worker.log.warning(
+                "engine_slower_than_deadline", took_ms=round(spent_ns / 1e6), deadline_ms=deadline_ms
+            )
+        return witness
 
-    def engine(station: StationPlan, mask_plan: str) -> Backend:
-        key = (station.bundle.sha256, mask_plan)
-        if key not in loaded:
-            backend = open_backend(settings.backend, null_delay_ms=settings.null_delay_ms)
-            backend.load(station.bundle, mask_plan, precision=settings.precision, threads=settings.threads, batch=1)
-            backend.warm_up()
-            loaded[key] = backend
-        return loaded[key]
+    def _piece(self, share: Share) -> Piece:
+        arrays = self._worker.slab.arrays(share.frame)
+        return Piece(arrays["tiles"], arrays["reconstruction"], share.tiles)
 
-    detectors = {}
-    for name, station in plan.stations.items():
-        cascade = station.station.plan == "cascade"
-        exact = engine(station, EXACT_PLAN if cascade else station.station.plan)
-        detectors[name] = Detector(station, exact, engine(station, CHEAP_PLAN) if cascade else None)
-    return detectors
+    def _go_on(self, backend: Backend, share: Share, witness: int | None) -> None:
+        """What follows for a frame that an engine is done with: the exact engine for what is in doubt, or the judge."""
+        frame, doubtful = self._frames[share.frame], []
+        detector = self._detectors[frame.station]
+        if backend is detector.cheap:
+            piece = self._piece(share)
+            with self._answering_for([frame.slot]):
+                doubtful = detector.doubtful(piece.tiles, piece.answers, self._limits.get(frame.station))
+        if doubtful:
+            deadline_ns = self._deadline_of(frame)
+            self._schedule.add(detector.exact, frame.slot, doubtful, deadline_ns=deadline_ns, patient=False)
+        elif frame.slot in self._frames:
+            self._pass_on(frame.slot, None, witness)
+
+    @contextlib.contextmanager
+    def _answering_for(self, slots: Iterable[int]) -> Iterator[None]:
+        """Whatever the block throws: these frames get their reason and go on, the next ones get their chance."""
+        try:
+            yield
+        except Exception:
+            parts = [f"{f.station} {f.number}" for f in map(self._frames.__getitem__, slots)]
+            self._worker.log.exception("engine_error", parts=parts)
+            self._failures += 1
+            for slot in slots:
+                self._worker.count("failed")
+                self._schedule.drop(slot)
+                self._pass_on(slot, Reason.ENGINE_ERROR)
+
+    def _pass_on(self, slot: int, reason: Reason | None, witness: int | None = None) -> None:
+        frame = self._frames.pop(slot)
+        info, stamps = self._detectors[frame.station].info, [*frame.stamps, time.monotonic_ns()]
+        self._worker.pass_on(replace(frame, reason=reason, witness=witness, engine=info, stamps=stamps), JUDGE)
+        self._worker.count("done")
 
 
 def run(worker: Worker) -> None:
-    """The detect process."""
+    """The detect process. It ends with EXIT_STALE when an engine must be built first: the supervisor sees to that."""
     worker.inbox()
     worker.beat()
-    detectors = open_detectors(worker.plan)
-    calibration = worker.calibration()
-    failures, warned = 0, False
+    try:
+        serving = Serving(worker)
+    except StaleEngineError as error:
+        worker.log.warning("engine_stale", why=str(error))
+        sys.exit(EXIT_STALE)
     worker.ready()
-
-    def keep_warm() -> None:
-        for detector in detectors.values():
-            detector.keep_warm()
-
-    for frame in worker.frames(each_turn=keep_warm):
-        reason, witness = frame.reason, None
-        if reason is None:
-            arrays = worker.slab.arrays(frame.slot)
-            limits = calibration.stations.get(frame.station) if calibration else None
-            began = time.monotonic()
-            try:
-                witness = detectors[frame.station].infer(arrays["tiles"], arrays["reconstruction"], limits)
-                failures = 0
-            except Exception:  # whatever a backend throws: the part gets its reason, the next part its chance
-                worker.log.exception("engine_error", station=frame.station, number=frame.number)
-                worker.count("failed")
-                reason, failures = Reason.ENGINE_ERROR, failures + 1
-            took_ms, deadline_ms = (time.monotonic() - began) * 1e3, worker.recipe.deadline.deadline_ms
-            if took_ms > deadline_ms and not warned:  # once: what it means for each part stands in the verdicts
-                warned = True
-                worker.log.warning("engine_slower_than_deadline", took_ms=round(took_ms), deadline_ms=deadline_ms)
-        worker.pass_on(_done(frame, reason, witness, detectors[frame.station].info), JUDGE)
-        if failures >= FAILURES_IN_A_ROW:
-            raise RuntimeError(f"the engine failed {failures} times in a row")
-
-
-def _done(frame: FrameRef, reason: Reason | None, witness: int | None, info: dict[str, str]) -> FrameRef:
-    return replace(frame, reason=reason, witness=witness, engine=info, stamps=[*frame.stamps, time.monotonic_ns()])
+    for frames in worker.turns(serving.wait_ms, serving.slots):
+        for frame in frames:
+            serving.add(frame)
+        serving.turn()

@@ -11,6 +11,7 @@ __all__ = [
     "RecipeError",
     "ResourceError",
     "SourceError",
+    "StaleEngineError",
 ]
 
 EXIT_ERROR = 1
@@ -18,6 +19,8 @@ EXIT_BUSY = 75
 """EX_TEMPFAIL of sysexits.h: something else holds what the line needs; starting a process again is no help."""
 EXIT_CONFIG = 78
 """EX_CONFIG of sysexits.h: systemd does not restart a service that ends with it (RestartPreventExitStatus=78)."""
+EXIT_STALE = 79
+"""Of detect alone, and no code of sysexits.h: its engine must be built first; the supervisor lets the builder run."""
 
 
 class MasklineError(Exception):
@@ -48,6 +51,10 @@ class EngineError(MasklineError):
     """A compiled engine is missing, stale, damaged or not verified, or what runs it is: driver, device, library."""
 
     exit_code = EXIT_CONFIG
+
+
+class StaleEngineError(EngineError):
+    """A compiled engine is missing, stale, damaged or was never verified: building it helps."""
 
 
 class SourceError(MasklineError):

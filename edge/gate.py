@@ -282,6 +282,8 @@ class Gate:
         if (lag_ms := self.journal.lag_ms(now_ns)) > self.recipe.journal.max_lag_ms:
             blocking.append(self.journal.failure or f"the disk is {lag_ms:.0f} ms behind: the journal is not durable")
         trouble = [f"{name} does not run" for name in self.worker.processes_not_running()]
+        if not self.worker.engine_served:
+            trouble.append("the engine was stale: parts are UNINSPECTED(not_ready) until it is built and opened")
         if not self.journal.has_reserve:
             trouble.append("the disk is nearly full: the journal's reserve is used or could not be made")
         if self.worker.line_stopping:

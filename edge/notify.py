@@ -58,6 +58,11 @@ class Notifier:
         self._must_hear("READY=1")
         self._say_status("every process is up")
 
+    def engine(self, served: bool) -> None:
+        """Whether a line that is up inspects, or only answers because its engine is being built."""
+        building = "the engine is being built: parts are UNINSPECTED(not_ready)"
+        self._say_status("the engine was built: every process is up" if served else building)
+
     def watchdog(self, hung: Sequence[str] = ()) -> None:
         """Every process makes progress; or these do not, then systemd is told why it is not fed.
 

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from edge.settings import Recipe
+from edge.slab import EngineState
 
-__all__ = ["ARCHIVE", "DETECT", "GATE", "JUDGE", "PREPARE", "Process", "capture", "process_table"]
+__all__ = ["ARCHIVE", "BUILD", "DETECT", "GATE", "JUDGE", "PREPARE", "Process", "capture", "process_table"]
 
-GATE, PREPARE, DETECT, JUDGE, ARCHIVE = "gate", "prepare", "detect", "judge", "archive"
+GATE, PREPARE, DETECT, JUDGE, ARCHIVE, BUILD = "gate", "prepare", "detect", "judge", "archive", "build"
+
+
+def always(engine: EngineState) -> bool:
+    """Whatever becomes of the engine."""
+    return True
+
+
+def engine_is_stale(engine: EngineState) -> bool:
+    """While a stale engine is built."""
+    return engine is EngineState.STALE
+
+
+def engine_is_not_stale(engine: EngineState) -> bool:
+    """While no engine is being built: one process has the device."""
+    return engine is not EngineState.STALE
 
 
 @dataclass(frozen=True)
@@ -19,10 +36,12 @@ class Process:
     entry: str  # module with `run(worker)`
     index: int  # its row in the slab, and its number as the holder of a slot; 0 is nobody
     niceness: int  # the gate comes first, the engine last
-    start_ms: int  # it may take so long to be ready
+    start_ms: int  # it may take so long to be ready; one that does a thing and ends, to end
     turn_ms: int  # one turn of its loop may take so long; then it counts as hung and is killed
     stop_order: int  # on a stop: lower ones end first, those that owe an answer last
     station: str = ""
+    should_run: Callable[[EngineState], bool] = always
+    tries: int = 0  # it does one thing and ends, and has so many tries; 0: a loop, within the recipe's restart budget
 
 
 def capture(station: str) -> str:
@@ -38,14 +57,34 @@ def process_table(recipe: Recipe) -> tuple[Process, ...]:
     return (
         Process(GATE, "edge.gate", 1, niceness=0, start_ms=20_000, turn_ms=5_000, stop_order=9),
         Process(PREPARE, "edge.prepare", 2, niceness=1, start_ms=20_000, turn_ms=2_000, stop_order=2),
-        Process(DETECT, "edge.detect", 3, niceness=5, start_ms=300_000, turn_ms=engine_turn_ms, stop_order=3),
+        Process(
+            DETECT,
+            "edge.detect",
+            3,
+            niceness=5,
+            start_ms=300_000,
+            turn_ms=engine_turn_ms,
+            stop_order=3,
+            should_run=engine_is_not_stale,
+        ),
         Process(JUDGE, "edge.judge", 4, niceness=1, start_ms=20_000, turn_ms=5_000, stop_order=4),
         Process(ARCHIVE, "edge.archive", 5, niceness=10, start_ms=20_000, turn_ms=10_000, stop_order=5),
+        Process(
+            BUILD,
+            "edge.build",
+            6,
+            niceness=10,
+            start_ms=1_800_000,
+            turn_ms=1_800_000,
+            stop_order=1,
+            should_run=engine_is_stale,
+            tries=3,
+        ),
         *(
             Process(
                 capture(name),
                 "edge.capture",
-                6 + i,
+                7 + i,
                 niceness=1,
                 start_ms=60_000,
                 turn_ms=10_000,

@@ -103,7 +103,8 @@ class Region(Section):
 class Tiling(Section):
     """How a frame is cut into the tiles that the engine sees."""
 
-    resize: float = Field(default=1.0, gt=0, le=4)  # applied to the region before it is cut
+    # Applied to the region before it is cut; "tile": a part that fills the region becomes one tile, whatever its size.
+    resize: Annotated[float, Field(gt=0, le=4)] | Literal["tile"] = 1.0
     overlap_px: int = Field(default=0, ge=0, le=512)  # at least so much, in tile pixels
     region: Region | None = None  # absent: the whole frame
     margin_px: int = Field(default=0, ge=0, le=4096)  # rim of the region that is seen as surroundings and not judged
@@ -146,7 +147,11 @@ class Engine(Section):
     backend: Literal["openvino", "tensorrt", "marker", "null"] = "openvino"
     precision: Literal["f32", "bf16", "f16", "int8"] = "f32"  # what of it there is depends on backend and machine
     threads: int = Field(default=0, ge=0, le=256)  # 0: the cores less one
-    null_delay_ms: float = Field(default=0, ge=0, le=60_000)  # backend "null": how long it pretends to work per frame
+    batch: int = Field(default=1, ge=1, le=1024)  # tiles at a time, of all stations with the same bundle and plan
+    null_delay_ms: float = Field(default=0, ge=0, le=60_000)  # backend "null": how long it pretends to work per call
+    marker_build_ms: float | None = Field(
+        default=None, ge=0, le=600_000
+    )  # backend "marker": it pretends that its engine must be built first, which takes so long
 
 
 class Deadline(Section):

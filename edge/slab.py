@@ -25,6 +25,7 @@ import os
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from numpy.typing import NDArray
 
 from edge.errors import ResourceError
 
-__all__ = ["FREE", "ArraySpec", "Orphans", "Slab", "SlotLayout", "State"]
+__all__ = ["FREE", "ArraySpec", "EngineState", "Orphans", "Slab", "SlotLayout", "State"]
 
 FREE = 0
 MAGIC = 0x6D61736B6C696E65  # "maskline"
@@ -52,6 +53,14 @@ class State:
     ABSENT, STARTING, RUNNING, DONE = range(4)
 
 
+class EngineState(IntEnum):
+    """What the supervisor says of the line's engines, in the head of the slab."""
+
+    SERVED = 0  # by detect, or they will be as soon as it runs
+    STALE = 1  # detect cannot open them, and has ended: they are being built
+    BUILT = 2  # detect is opening them
+
+
 _ROW = np.dtype([("beat_ns", "u8"), ("state", "u8"), ("done", "u8"), ("failed", "u8"), ("open", "u8"), ("stale", "u8")])
 _HEAD = np.dtype(
     [
@@ -60,6 +69,7 @@ _HEAD = np.dtype(
         ("server_id", "u8"),
         ("start_ns", "u8"),
         ("stopping", "u8"),
+        ("engine", "u8"),
         ("rows", _ROW, MAX_PROCESSES),
         ("next_trigger", "u8", MAX_PROCESSES),
         ("words", "u8", MAX_SLOTS),
@@ -164,6 +174,11 @@ class Slab:
     def server_id(self) -> int:
         """Random, one per start of the line."""
         return int(self.head["server_id"])
+
+    @property
+    def engine(self) -> EngineState:
+        """What became of the line's engines."""
+        return EngineState(int(self.head["engine"]))
 
     def arrays(self, slot: int) -> dict[str, Array]:
         """The arrays of a slot: views into shared memory."""

@@ -20,13 +20,13 @@ from pathlib import Path
 import structlog
 
 from calib.calibration import Calibration, load_calibration, save_calibration
-from edge.errors import EXIT_BUSY, EXIT_CONFIG, LineBusyError, MasklineError, RecipeError, ResourceError
+from edge.errors import EXIT_BUSY, EXIT_CONFIG, EXIT_STALE, LineBusyError, MasklineError, RecipeError, ResourceError
 from edge.notify import Notifier
 from edge.paths import calibration_path, make_private, verdict_endpoint
 from edge.plan import plan_line
-from edge.processes import GATE, Process
+from edge.processes import BUILD, DETECT, GATE, Process
 from edge.settings import Recipe
-from edge.slab import Slab, State
+from edge.slab import EngineState, Slab, State
 from edge.worker import start_command
 
 __all__ = ["Supervisor"]
@@ -37,7 +37,7 @@ STOP_BUDGET_S = 2.0
 
 
 class RestartBudgetError(MasklineError):
-    """A process died too often: the line is broken, and whoever started it must know."""
+    """A process died or failed too often: the line is broken, and whoever started it must know."""
 
 
 @dataclass
@@ -48,6 +48,7 @@ class Child:
     popen: subprocess.Popen[bytes] | None = None
     started_ns: int = 0
     deaths: deque[float] = field(default_factory=deque)
+    tried: int = 0  # of its `tries`
     finished: bool = False  # it ended by itself, with nothing more to do
     stopping: bool = False
     killed: bool = False  # it hung, and SIGKILL was sent
@@ -121,13 +122,14 @@ class Supervisor:
         now_ns = time.monotonic_ns()
         for child in self._children.values():
             self._reap(child)
-            if child.popen is None and not child.finished:
+            if child.popen is None and not child.finished and child.process.should_run(self.slab.engine):
                 self._start(child)
             elif child.popen is not None and (why := self._hung(child, now_ns)):
                 if not child.killed:  # one that the kernel holds stays for long: one line in the log
                     self.log.error("process_hung", child=child.process.name, why=why)
                 child.killed = True
                 child.popen.kill()  # reaped in a later tick; SIGKILL ends a stopped process too
+        self._serve_again()
         self._open_the_line(now_ns)
         self._notify.watchdog(hung=[c.process.name for c in self._children.values() if self._hung(c, now_ns)])
 
@@ -189,6 +191,7 @@ class Supervisor:
                 child.popen.wait()
 
     def _start(self, child: Child) -> None:
+        self._count_try(child)
         row = self.slab.row(child.process.index)
         row["state"], row["beat_ns"] = State.STARTING, time.monotonic_ns()
         environment = os.environ | {
@@ -215,10 +218,16 @@ class Supervisor:
         row = self.slab.row(child.process.index)
         slots = self.slab.reclaim(child.process.index)
         if code == 0 and int(row["state"]) == State.DONE:
-            child.finished = True
+            if child.process.name == BUILD:
+                self._follow_engine(EngineState.BUILT)
+            else:
+                child.finished = True
             return
         row["state"] = State.ABSENT
         if child.stopping or self._stop_requested:
+            return
+        if code == EXIT_STALE:
+            self._follow_engine(EngineState.STALE)
             return
         self.log.error("process_died", child=child.process.name, exit_code=code, slots_released=slots)
         if code == EXIT_CONFIG:
@@ -229,7 +238,30 @@ class Supervisor:
             raise LineBusyError(
                 f"the process {child.process.name} needs what something else holds; its message is above"
             )
-        self._spend(child)
+        if not child.process.tries:
+            self._spend(child)
+
+    def _follow_engine(self, engine: EngineState) -> None:
+        """Tell every process what became of the engine."""
+        self.slab.head["engine"] = engine
+        self.log.info("engine", state=engine.name)
+        if self.slab.head["start_ns"]:
+            self._notify.engine(served=engine is EngineState.SERVED)
+
+    def _serve_again(self) -> None:
+        """Once detect has opened what was built, frames go to it again, and the builder has all its tries again."""
+        detect = self.slab.row(self._children[DETECT].process.index)
+        if self.slab.engine is EngineState.BUILT and int(detect["state"]) == State.RUNNING:
+            self._children[BUILD].tried = 0
+            self._follow_engine(EngineState.SERVED)
+
+    def _count_try(self, child: Child) -> None:
+        if child.process.tries and child.tried == child.process.tries:
+            raise RestartBudgetError(
+                f"the process {child.process.name} was tried {child.tried} times, and an engine is still stale: the "
+                "line stops; what went wrong is said above. `maskline engine build` builds engines by hand"
+            )
+        child.tried += 1
 
     def _spend(self, child: Child) -> None:
         budget, now = self.recipe.supervision, time.monotonic()
@@ -255,16 +287,19 @@ class Supervisor:
         return ""
 
     def _open_the_line(self, now_ns: int) -> None:
-        """When every process was up once, the sources may begin and the service is ready."""
+        """When every process was up once, the sources may begin and the service is ready. While an engine is built it
+        is ready without detect: it answers."""
         if self.slab.head["start_ns"]:
             return
-        rows = {name: self.slab.row(child.process.index) for name, child in self._children.items()}
-        if waiting_for := [name for name, row in rows.items() if int(row["state"]) != State.RUNNING]:
+        needed = [p for c in self._children.values() if (p := c.process).should_run(self.slab.engine) and not p.tries]
+        if waiting_for := [p.name for p in needed if int(self.slab.row(p.index)["state"]) != State.RUNNING]:
             self._notify.starting(waiting_for)
             return
         self.slab.head["start_ns"] = now_ns
         self.log.info("line_ready", line=self.recipe.line)
         self._notify.ready()
+        if self.slab.engine is not EngineState.SERVED:
+            self._notify.engine(served=False)
 
 
 def _hold_line(path: Path, line: str) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from calib.calibration import Calibration, LevelsSeen, StationCalibration, save_calibration
-from edge.detect import open_detectors
+from edge.detector import open_detectors
 from edge.journal import open_for_reading
 from edge.judge import provenance
 from edge.messages import Verdict, decode

@@ -28,11 +28,12 @@ class Reason(str, Enum):
     BLACK_FRAME = "black_frame"
     SATURATED_FRAME = "saturated_frame"
     ENGINE_ERROR = "engine_error"
+    NOT_READY = "not_ready"  # the engine was stale: it is being built, or detect opens it
     RESTART = "restart"  # open when the gate, the supervisor or the box died; always late
     STOPPING = "stopping"  # still open when the drain budget of a stop was spent
 
 
-CLOCK_REASONS = frozenset({Reason.DEADLINE, Reason.OVERLOAD, Reason.RESTART, Reason.STOPPING})
+CLOCK_REASONS = frozenset({Reason.DEADLINE, Reason.OVERLOAD, Reason.NOT_READY, Reason.RESTART, Reason.STOPPING})
 """Reasons that time alone causes: a replay keeps them apart from the decision."""
 
 _SEVERITY = {Decision.PASS: 0, Decision.UNINSPECTED: 1, Decision.REJECT: 2}

@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,9 @@ from edge.logs import configure_logs
 from edge.messages import MAX_MESSAGE_BYTES, FrameRef, Message, ProtocolError, decode, encode
 from edge.paths import calibration_path, verdict_endpoint
 from edge.plan import LinePlan, plan_line
-from edge.processes import GATE, Process, capture
+from edge.processes import BUILD, GATE, Process, capture
 from edge.settings import Recipe
-from edge.slab import Orphans, Slab, State
+from edge.slab import EngineState, Orphans, Slab, State
 
 __all__ = ["IDLE_MS", "Worker", "start_command"]
 
@@ -41,6 +41,7 @@ QUEUE_MESSAGES = 10_000
 
 RECEIVE_AT_ONCE = 1_000
 
+_SEE_NO_PIXELS = (GATE, BUILD)
 _PR_SET_PDEATHSIG = 1
 
 
@@ -110,10 +111,16 @@ class Worker:
         """Whether the source of a station has said that it has no more parts."""
         return int(self.slab.row(self.index_of(capture(station)))["state"]) == State.DONE
 
+    @property
+    def engine_served(self) -> bool:
+        """Whether frames may go to detect; not while a stale engine is built and opened."""
+        return self.slab.engine is EngineState.SERVED
+
     def processes_not_running(self) -> list[str]:
-        """The processes of the table that are starting or restarting."""
+        """The processes that should run and are starting or restarting."""
         up = (State.RUNNING, State.DONE)
-        return [p.name for p in self.plan.processes if int(self.slab.row(p.index)["state"]) not in up]
+        loops = [p for p in self.plan.processes if p.should_run(self.slab.engine) and not p.tries]
+        return [p.name for p in loops if int(self.slab.row(p.index)["state"]) not in up]
 
     @property
     def verdict_endpoint(self) -> str:
@@ -172,32 +179,43 @@ class Worker:
                 self.log.warning("message_refused", error=str(error), bytes=len(data))
         return messages
 
-    def frames(self, each_turn: Callable[[], None] = lambda: None) -> Iterator[FrameRef]:
-        """The frames that are ours to work on, one at a time, until SIGTERM; turns the loop's heartbeat.
+    def turns(self, wait_ms: Callable[[], int], held: Callable[[], Collection[int]]) -> Iterator[list[FrameRef]]:
+        """The frames that came to us, once per turn of the loop, until SIGTERM; turns the loop's heartbeat.
 
-        Stale descriptors are dropped, orphaned slots released. When the caller returns for the next one, it must have
-        passed on or released the slot. `each_turn` is called whether or not a frame is there.
+        `wait_ms`: how long this turn may wait for a frame. `held`: the slots of all frames that came in earlier turns
+        and were neither passed on nor released. Stale descriptors are dropped, orphaned slots released.
         """
-        queue: deque[FrameRef] = deque()
         orphans = Orphans(self.slab, self.process.index)
         next_sweep_ns = 0
         while not self.stopping:
             self.beat()
-            each_turn()
-            queue.extend(self.receive(0 if queue else IDLE_MS, FrameRef))
+            came, known = [], set(held())
+            for frame in self.receive(wait_ms(), FrameRef):
+                if frame.slot in known or not self.slab.holds(frame.slot, frame.generation, self.process.index):
+                    self.count("stale")
+                    continue
+                came.append(frame)
+                known.add(frame.slot)
             now_ns = time.monotonic_ns()
             if now_ns >= next_sweep_ns:
                 next_sweep_ns = now_ns + 250_000_000
-                if lost := orphans.release((f.slot for f in queue), now_ns):
+                if lost := orphans.release(known, now_ns):
                     self.log.warning("orphaned_slots_released", slots=lost)
-            if not queue:
-                continue
-            frame = queue.popleft()
-            if self.slab.holds(frame.slot, frame.generation, self.process.index):
-                yield frame
+            yield came
+
+    def frames(self, each_turn: Callable[[], None] = lambda: None) -> Iterator[FrameRef]:
+        """The frames that are ours to work on, one per turn of the loop (`turns`), until SIGTERM.
+
+        When the caller returns for the next one, it must have passed on or released the slot. `each_turn` is called
+        whether or not a frame is there.
+        """
+        queue: deque[FrameRef] = deque()
+        for came in self.turns(lambda: 0 if queue else IDLE_MS, lambda: [f.slot for f in queue]):
+            each_turn()
+            queue.extend(came)
+            if queue:
+                yield queue.popleft()
                 self.count("done")
-            else:
-                self.count("stale")
 
     def close(self) -> None:
         """Close every socket; what was sent may leave for one second."""
@@ -232,7 +250,7 @@ def main() -> None:
         plan = plan_line(recipe)
         process = next(p for p in plan.processes if p.name == name)
         os.nice(process.niceness)
-        slab = Slab(int(os.environ["MASKLINE_SLAB_FD"]), plan.layouts, populate=name != GATE)  # it sees no pixels
+        slab = Slab(int(os.environ["MASKLINE_SLAB_FD"]), plan.layouts, populate=name not in _SEE_NO_PIXELS)
         worker = Worker(process, plan, slab, runtime_dir, Path(os.environ["MASKLINE_LINE_STATE_DIR"]))
         worker.beat()
         run: Callable[[Worker], None] = importlib.import_module(process.entry).run

@@ -18,7 +18,7 @@ from calib.report import ReportRun, summarise, write_report
 from calib.run import calibrate
 from edge.bench import machine
 from edge.demo.simulate import simulate
-from edge.detect import open_detectors
+from edge.detector import open_detectors
 from edge.errors import ResourceError
 from edge.logs import configure_logs
 from edge.paths import calibration_path, make_private

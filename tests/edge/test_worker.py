@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from edge.messages import MAX_MESSAGE_BYTES, FrameRef, Trigger, encode
 from edge.paths import calibration_path
 from edge.plan import plan_line
 from edge.processes import capture
-from edge.slab import Slab, State
+from edge.slab import Orphans, Slab, State
 from edge.worker import Worker
 
 Start = Callable[[str], Worker]
@@ -102,6 +103,19 @@ def test_a_slot_whose_descriptor_was_lost_comes_back(start: Start) -> None:
         assert time.monotonic() < give_up
         expose(source, 7)
         prepare.slab.release(next(frames).slot)
+
+
+def test_frames_that_are_kept_waiting_are_no_orphans(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(edge.worker, "Orphans", functools.partial(Orphans, patience_ns=0))
+    source, detect = start(CAPTURE), start("prepare")
+    frame = expose(source, 0)
+    assert next(detect.turns(lambda: 10_000, set)) == [frame]
+    source.send("prepare", frame)  # once more
+    assert next(detect.turns(lambda: 1000, lambda: {frame.slot})) == []
+    assert counted(detect, "stale") == 1
+    assert detect.slab.holds(frame.slot, frame.generation, detect.process.index)
+    assert next(detect.turns(lambda: 0, set)) == []
+    assert detect.slab.is_free(frame.slot), "nobody knows of it any more"
 
 
 def test_an_idle_loop_beats_and_ends_on_sigterm(start: Start) -> None:

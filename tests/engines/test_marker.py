@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge.errors import BundleError
+from edge.errors import BundleError, StaleEngineError
 from edge.marker import MARKER_CELLS, Marker, draw, read
-from engines.backends import open_backend
+from engines.backends import build_engine, open_backend
 from engines.bundle import find_bundle, load_bundle
 
 parts = st.integers(0, 2**32 - 1)
@@ -89,6 +91,32 @@ def test_the_backend_never_answers_without_one_clear_marker() -> None:
     draw(tiles[1], 2, False)
     with pytest.raises(ValueError, match="parts 1 and 2"):
         backend.infer(tiles, out)
+
+
+def test_in_batches_it_answers_for_the_tiles_of_several_parts() -> None:
+    backend = open_backend("marker")
+    backend.load(load_bundle(find_bundle("marker")), "x1", precision="f32", threads=1, batch=2)
+    tiles = np.full((3, 224, 224, 1), 128, np.uint8)
+    out = np.empty(tiles.shape, np.float32)
+    draw(tiles[0], 1, False)
+    draw(tiles[1], 2, True)
+    assert backend.infer(tiles, out) is None
+    changed = [np.count_nonzero(abs(o - t / 255) > 0.9) for o, t in zip(out, tiles, strict=True)]
+    assert changed[1] > (8 * (MARKER_CELLS - 2)) ** 2 * 0.9
+    assert (changed[0], changed[2]) == (0, 0)
+
+
+def test_an_engine_that_must_be_built_is_stale_until_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASKLINE_CACHE_DIR", str(tmp_path))
+    bundle = load_bundle(find_bundle("marker"))
+    backend = open_backend("marker", marker_build_ms=0)
+    with pytest.raises(StaleEngineError, match="for plan x1 is not built"):
+        backend.load(bundle, "x1", precision="f32", threads=1, batch=1)
+    build_engine("marker", bundle, "x1", precision="f32", batch=1)
+    with pytest.raises(StaleEngineError):
+        backend.load(bundle, "x1", precision="f32", threads=1, batch=1)
+    build_engine("marker", bundle, "x1", precision="f32", batch=1, marker_build_ms=0)
+    backend.load(bundle, "x1", precision="f32", threads=1, batch=1)
 
 
 def test_backends_refuse_bundles_of_another_kind() -> None:

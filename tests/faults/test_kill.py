@@ -100,6 +100,25 @@ def test_supervisor_killed(tmp_path: Path, runtime_dir: Path) -> None:
     assert counts["restart"] >= 1
 
 
+def test_detect_killed_while_frames_wait_for_others(
+    tmp_path: Path, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two stations share batches that are never full: whenever detect dies, some frames lie there and wait."""
+    monkeypatch.setenv("MASKLINE__ENGINE__BATCH", "64")
+    recipe = marker_recipe(tmp_path, stations=2, parts=None, rate_hz=10, deadline_ms=2000, extra=STORM)
+    calibrate_marker(recipe, tmp_path / "state")
+    with RunningLine(recipe, tmp_path / "state", runtime_dir) as line, Listener(line.endpoint) as heard:
+        for _ in range(2 * ROUNDS):
+            before = passes(heard)
+            wait_until(lambda b=before: passes(heard) > b + 10, PASS_WITHIN_S)
+            os.kill(line.children()["detect"], signal.SIGKILL)
+        before = passes(heard)
+        wait_until(lambda: passes(heard) > before + 10, PASS_WITHIN_S)
+        assert line.stop() == 0
+    counts = assert_ledger_is_whole(tmp_path / "state", heard.verdicts)
+    assert counts["REJECT"] > 0
+
+
 def _alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"

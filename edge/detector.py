@@ -1,0 +1,99 @@
+"""The engines of a station and how they are combined: one of a plan, or the two of a cascade."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calib.calibration import StationCalibration
+from calib.thresholds import near_threshold
+from edge.anomaly import ErrorMapper
+from edge.plan import LinePlan, StationPlan
+from edge.scores import view_score
+from edge.settings import Engine
+from engines.backends import Backend, open_backend
+from engines.bundle import Bundle
+
+__all__ = ["CHEAP_PLAN", "EXACT_PLAN", "Detector", "load_engine", "mask_plans", "open_detectors"]
+
+CHEAP_PLAN, EXACT_PLAN = "x16", "x1"
+"""The plans of a cascade: all tiles with the first, those near the threshold again with the second."""
+
+
+class Detector:
+    """The engines of one station and how they are combined."""
+
+    def __init__(self, plan: StationPlan, exact: Backend, cheap: Backend | None) -> None:
+        self.plan, self.exact, self.cheap = plan, exact, cheap
+        self._ignore, self._manifest = plan.prepare.ignore_tiles, plan.bundle.manifest
+        count, height, width, channels = plan.prepare.tiles_shape
+        self._mapper = ErrorMapper(self._manifest.error_map, (height, width, channels))
+        self._maps = np.empty((count if cheap else 0, height, width), np.float32)
+        self.info = {k: str(v) for k, v in asdict(exact.describe()).items()} | {"plan": plan.station.plan}
+
+    def first(self, calibration: StationCalibration | None) -> Backend:
+        """The engine that sees every tile: the cheap one of a cascade, when it is calibrated. Otherwise nothing is near
+        a threshold, and all is exact."""
+        near = calibration is not None and calibration.cascade_band is not None
+        return self.cheap if self.cheap is not None and near else self.exact
+
+    def doubtful(
+        self, tiles: NDArray[np.uint8], out: NDArray[np.float32], calibration: StationCalibration | None
+    ) -> list[int]:
+        """Of the tiles that the cheap engine repainted: those whose score is too near to the threshold to be sure what
+        the exact score says. They are for the exact engine. Raises NotFiniteError."""
+        if calibration is None or calibration.cascade_band is None:
+            return []
+        maps = self._mapper.fill(tiles, out, self._maps, self._ignore)
+        scores = view_score(maps, self._manifest.score, calibration.map_threshold, self._ignore).tile_scores
+        near = near_threshold(scores, calibration.score_threshold, calibration.cascade_band)
+        return [int(i) for i in np.flatnonzero(near)]
+
+    def infer(
+        self, tiles: NDArray[np.uint8], out: NDArray[np.float32], calibration: StationCalibration | None
+    ) -> int | None:
+        """Repaint `tiles` uint8 [N, h, w, C] into `out` (`Manifest.answer_shape`), a frame alone, as the line does with
+        many; returns the backend's witness."""
+        first = self.first(calibration)
+        witness = first.infer(tiles, out)
+        if first is self.cheap:
+            for i in self.doubtful(tiles, out, calibration):
+                self.exact.infer(tiles[i : i + 1], out[i : i + 1])
+        return witness
+
+
+def mask_plans(station: StationPlan) -> tuple[str, ...]:
+    """The mask plans of a station's engines; the exact one is the last."""
+    plan = station.station.plan
+    return (CHEAP_PLAN, EXACT_PLAN) if plan == "cascade" else (plan,)
+
+
+def load_engine(settings: Engine, bundle: Bundle, mask_plan: str) -> Backend:
+    """The backend that the recipe names, with a bundle's network, warmed up. Raises MasklineError."""
+    backend = open_backend(
+        settings.backend, null_delay_ms=settings.null_delay_ms, marker_build_ms=settings.marker_build_ms
+    )
+    backend.load(bundle, mask_plan, precision=settings.precision, threads=settings.threads, batch=settings.batch)
+    backend.warm_up()
+    return backend
+
+
+def open_detectors(plan: LinePlan) -> dict[str, Detector]:
+    """Load and warm up the engines of every station; stations with the same bundle and plan share one.
+
+    Raises MasklineError when a backend cannot be had.
+    """
+    loaded: dict[tuple[str, str], Backend] = {}
+    detectors = {}
+    for name, station in plan.stations.items():
+        engines = []
+        for mask_plan in mask_plans(station):
+            key = (station.bundle.sha256, mask_plan)
+            if key not in loaded:
+                loaded[key] = load_engine(plan.recipe.engine, station.bundle, mask_plan)
+            engines.append(loaded[key])
+        *cheap, exact = engines
+        detectors[name] = Detector(station, exact, cheap[0] if cheap else None)
+    return detectors
