@@ -12,7 +12,7 @@ from edge.errors import RecipeError, SourceError
 from edge.sources.folder import SUFFIXES
 from edge.sources.images import BadImageError, decode_image
 from edge.tiling import plan_prepare, prepare
-from engines.backends.tensorrt.verify import Samples
+from engines.backends.verify import Samples
 from engines.bundle import Manifest
 from engines.textures import canvas
 

@@ -36,13 +36,18 @@ def static_graph(onnx_bytes: bytes, constants: Constants, batch: int) -> Any:
     graph.input.extend(free)
     shape = graph.input[0].type.tensor_type.shape
     shape.dim[0].dim_value = batch
-    for output in graph.output:  # repainted tiles look as tiles do
+    for output in graph.output:  # repainted tiles look as tiles do, but may have a map behind them
         output.type.tensor_type.shape.CopyFrom(shape)
+        output.type.tensor_type.shape.dim[3].Clear()
     graph.initializer.extend(onnx.numpy_helper.from_array(v.astype(np.int32), k) for k, v in constants.items())
     _cast_first(onnx, graph)
     _fold(onnx, graph, set(constants))
     del graph.value_info[:]
-    return onnx.shape_inference.infer_shapes(model, strict_mode=True)
+    known = onnx.shape_inference.infer_shapes(model, strict_mode=True)
+    for output in known.graph.output:
+        planes = output.type.tensor_type.shape.dim[3]
+        planes.dim_value = planes.dim_value or shape.dim[3].dim_value
+    return known
 
 
 def import_onnx() -> Any:

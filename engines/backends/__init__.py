@@ -12,7 +12,15 @@ from edge.errors import BundleError, RecipeError
 from engines.architecture import Architecture
 from engines.bundle import Bundle, MarkerArchitecture, NullArchitecture
 
-__all__ = ["BACKENDS", "Backend", "BackendInfo", "open_backend", "require_network", "require_plan"]
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "BackendInfo",
+    "build_engine",
+    "open_backend",
+    "require_network",
+    "require_plan",
+]
 
 BACKENDS = ("openvino", "tensorrt", "marker", "null")
 
@@ -41,15 +49,15 @@ class Backend(Protocol):
         """Makes the engine ready for `batch` tiles at a time on `threads` threads; 0 means the cores less one.
 
         precision: "f32", "f16", "bf16" or "int8". Raises BundleError for a bundle or plan that this backend cannot run,
-        and RecipeError for a precision that this machine cannot run.
+        RecipeError for a precision that this machine cannot run, and StaleEngineError when `build_engine` would help.
         """
 
     def warm_up(self) -> None:
         """Runs once on made-up tiles, so that the first part does not pay for it."""
 
     def infer(self, tiles: Tiles, out: Reconstruction) -> int | None:
-        """Fills `out` (float32 [N, h, w, C] in [0, 1], C-contiguous) with what the network repaints of `tiles` (uint8
-        [N, h, w, C], any N).
+        """Fills `out` (float32, C-contiguous, of the bundle's `Manifest.answer_shape`) with what the network makes of
+        `tiles` (uint8 [N, h, w, C], any N): pictures in [0, 1], and behind each its map where the network draws one.
 
         Returns the part number that the pixels themselves carry, if any (the witness). Real engines return None; the
         marker engine reads it, so that a verdict made from another part's pixels can be seen.
@@ -63,8 +71,12 @@ class Backend(Protocol):
         """What runs. Raises RuntimeError before `load`."""
 
 
-def open_backend(name: str, *, null_delay_ms: float | None = None) -> Backend:
-    """A backend by name, not loaded. `null_delay_ms` overrides the delay in a null bundle. Raises RecipeError."""
+def open_backend(name: str, *, null_delay_ms: float | None = None, marker_build_ms: float | None = None) -> Backend:
+    """A backend by name, not loaded. Raises RecipeError.
+
+    `null_delay_ms` overrides the delay in a null bundle. With `marker_build_ms` the marker backend pretends that its
+    engines must be built (`build_engine`).
+    """
     if name == "openvino":
         from engines.backends.openvino import OpenVinoBackend
 
@@ -76,12 +88,34 @@ def open_backend(name: str, *, null_delay_ms: float | None = None) -> Backend:
     if name == "marker":
         from engines.backends.marker import MarkerBackend
 
-        return MarkerBackend()
+        return MarkerBackend(must_be_built=marker_build_ms is not None)
     if name == "null":
         from engines.backends.null import NullBackend
 
         return NullBackend(null_delay_ms)
     raise RecipeError(f"engine backend {name!r} is unknown: expected one of {', '.join(BACKENDS)}")
+
+
+def build_engine(
+    name: str, bundle: Bundle, plan: str, *, precision: str, batch: int, marker_build_ms: float | None = None
+) -> None:
+    """Makes the engine without which a backend's `load` raises StaleEngineError, if it is not there.
+
+    Most backends have nothing to build. `marker_build_ms`: how long the marker backend pretends to. Raises EngineError
+    when the engine cannot be built or must not be served, ResourceError when it cannot be kept.
+    """
+    if name == "openvino":
+        from engines.backends.openvino.rebuild import rebuild
+
+        rebuild(bundle, plan, precision, batch)
+    elif name == "tensorrt":
+        from engines.backends.tensorrt.rebuild import rebuild as rebuild_tensorrt
+
+        rebuild_tensorrt(bundle, plan, precision, batch)
+    elif name == "marker" and marker_build_ms is not None:
+        from engines.backends.marker import pretend_to_build
+
+        pretend_to_build(bundle, plan, marker_build_ms)
 
 
 def require_network(bundle: Bundle, backend: str) -> Architecture:

@@ -53,18 +53,21 @@ class Guarded(np.ndarray[Any, Any]):
 
 class FakeGpu:
     """Computes with a function of the tiles. What an engine is, it takes from its bytes: `understand` says how (the
-    tiles' shape and the function), and without it they are those of `as_bytes`."""
+    tiles' shape and the function), and without it they are those of `as_bytes`. An answer has `planes`, or as many as a
+    tile."""
 
     def __init__(
         self,
         compute: Compute | None = None,
         *,
         refuse: bool = False,
+        planes: int | None = None,
         understand: Callable[[bytes], tuple[tuple[int, ...], Compute]] | None = None,
     ) -> None:
         self.info = GPU
         self.compute: Compute = compute or (lambda tiles: tiles.astype(np.float32) / np.float32(255))
         self.refuse, self.frozen, self.closed = refuse, False, False
+        self._planes = planes
         self._understand = understand or (lambda engine: (_shape(engine), self.compute))
         self.fail_run: int | None = None
         self.runs = self.waits = 0
@@ -81,9 +84,13 @@ class FakeGpu:
         self._shape, self.compute = self._understand(engine)
         self.given_kernels = kernels
         return (
-            Tensor("repainted", self._shape, np.dtype(np.float32), False),
+            Tensor("repainted", self._answer, np.dtype(np.float32), False),
             Tensor("tiles", self._shape, np.dtype(np.uint8), True),
         )
+
+    @property
+    def _answer(self) -> tuple[int, ...]:
+        return (*self._shape[:3], self._planes or self._shape[3])
 
     def host_array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         self._allocate()
@@ -131,7 +138,7 @@ class FakeGpu:
 
         def copy() -> None:
             plain = target.view(np.ndarray)
-            plain[...] = np.frombuffer(self._memory[address].tobytes(), np.float32).reshape(self._shape)
+            plain[...] = np.frombuffer(self._memory[address].tobytes(), np.float32).reshape(self._answer)
             self._lend(target, "")
 
         self._enqueue(copy)

@@ -15,11 +15,13 @@ from fake_gpu import FakeGpu, as_bytes
 import engines.backends.tensorrt as served
 from edge.errors import BundleError, EngineError, RecipeError
 from engines.backends import open_backend
+from engines.backends.cache import EngineCache, Stored
+from engines.backends.manifest import EngineKey, EngineManifest, Verification
 from engines.backends.tensorrt import TensorRtBackend
 from engines.backends.tensorrt.api import FLAVOURS, Api, find_tensorrt
-from engines.backends.tensorrt.cache import EngineCache, EngineKey, EngineManifest, Stored, Verification
 from engines.backends.tensorrt.device import CudaGpu, _current_device
-from engines.backends.tensorrt.verify import TOLERANCES, Samples, answers, compare, reference, verify
+from engines.backends.tensorrt.verify import verify
+from engines.backends.verify import TOLERANCES, Samples, answers, compare, reference
 from engines.bundle import ZOO, Bundle, load_bundle
 from engines.textures import canvas
 
@@ -78,7 +80,7 @@ def test_a_verified_engine_is_served_and_says_what_it_is(tmp_path: Path, bundle:
     load(backend, bundle)
     backend.warm_up()
     gpu.freeze()
-    np.testing.assert_array_equal(answers(backend, samples.tiles), samples.tiles / np.float32(255))
+    np.testing.assert_array_equal(answers(backend, bundle.manifest, samples.tiles), samples.tiles / np.float32(255))
     info = backend.describe()
     assert (info.backend, info.device, info.precision, info.isa, info.plan) == (
         "tensorrt",
@@ -105,7 +107,7 @@ def test_kernels_are_kept_after_warm_up_and_given_to_the_next_start(tmp_path: Pa
 def test_what_is_not_there_says_what_to_run(tmp_path: Path, bundle: Bundle) -> None:
     with pytest.raises(EngineError, match=r"no engine .* run: maskline engine build .*texture-s --plan x16 .* f16$"):
         load(a_backend(EngineCache(tmp_path)), bundle)
-    with pytest.raises(EngineError, match=r"--precision int8 --batch 4$"):
+    with pytest.raises(EngineError, match=r"--precision int8 --batch 4 --good FOLDER$"):
         load(a_backend(EngineCache(tmp_path)), bundle, "int8", batch=4)
 
 
@@ -188,7 +190,7 @@ def test_an_engine_that_answers_as_the_cpu_passes_and_is_served(
     cpu = open_backend("openvino")
     cpu.load(bundle, PLAN, precision="f32", threads=1, batch=1)
     noise = np.random.default_rng(0).uniform(-1e-4, 1e-4, expected[:1].shape).astype(np.float32)
-    found = verified(bundle, samples, EngineCache(tmp_path), lambda tiles: answers(cpu, tiles) + noise)
+    found = verified(bundle, samples, EngineCache(tmp_path), lambda tiles: answers(cpu, bundle.manifest, tiles) + noise)
     assert found.passed
     assert 4e-5 < found.mean_error < found.max_error < 2e-4
     assert (found.agreement, found.tiles) == (1.0, 8)

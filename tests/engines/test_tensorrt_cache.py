@@ -10,14 +10,8 @@ from typing import Any
 import pytest
 
 from edge.errors import EngineError, ResourceError
-from engines.backends.tensorrt.cache import (
-    EngineCache,
-    EngineKey,
-    EngineManifest,
-    Stored,
-    Verification,
-    default_folder,
-)
+from engines.backends.cache import EngineCache, Stored, default_folder
+from engines.backends.manifest import EngineKey, EngineManifest, Verification
 
 KEY = EngineKey(
     model_sha256="a" * 64,
@@ -56,7 +50,8 @@ def store(cache: EngineCache, engine: bytes = b"engine", key: EngineKey = KEY) -
         {"version": "1.7.2"},
         {"target": "sm89"},
         {"device": "Orin"},
-        {"typing": KEY.typing + 1},
+        {"threads": 2},
+        {"revision": KEY.revision + 1},
     ],
     ids=lambda change: next(iter(change)),
 )

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from edge.cli import app
 from edge.errors import EngineError, MasklineError, SourceError
 from edge.samples import good_tiles, samples
-from engines.backends.tensorrt.cache import EngineManifest
+from engines.backends.manifest import EngineManifest
 from engines.backends.tensorrt.device import _current_device
 from engines.bundle import ZOO, load_bundle
 
@@ -111,6 +111,15 @@ def test_engines_that_nobody_can_build_are_refused(arguments: tuple[str, ...], m
     result = maskline("build", *arguments)
     assert isinstance(result.exception, MasklineError)
     assert message in str(result.exception)
+
+
+@pytest.mark.usefixtures("folder")
+def test_without_a_gpu_the_graph_can_be_compared_on_the_cpu() -> None:
+    result = maskline("verify", "texture-s", "--plan", "x16", "--precision", "int8", "--tiles", "2", "--cpu")
+    assert result.exception is None
+    assert re.fullmatch(r"x16 int8: largest error 0\.0\d+, mean 0\.000\d+, 100\.0% of 2 .*: passed\n", result.stdout)
+    refused = maskline("verify", "texture-s", "--backend", "openvino", "--cpu").exception
+    assert "openvino runs on the CPU" in str(refused)
 
 
 def test_samples_are_half_good_and_half_painted() -> None:

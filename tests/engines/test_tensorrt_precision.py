@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from engines.architecture import MaeArchitecture
 from engines.backends.openvino import compile_graph
+from engines.backends.tensorrt.estimate import rounded_answers
 from engines.bundle import ZOO, Bundle, load_bundle
 from engines.plans import plan_inputs
 from engines.precision import PRECISIONS, observe_ranges, typed_graph
@@ -238,6 +239,16 @@ def test_a_single_pass_network_is_typed_too(precision: str, pool: bool) -> None:
     assert all(types[n.input[0]] == FLOAT for n in model.graph.node if n.op_type in ("ReduceMean", "Sigmoid"))
     expected = by_onnxruntime(typed_graph(raw, {}, 1, "f32"), tiles)
     np.testing.assert_allclose(by_openvino(graph, tiles), expected, atol=2e-2 if precision == "int8" else 4e-3)
+
+
+def test_an_estimate_rounds_every_tensor() -> None:
+    tiles = np.random.default_rng(1).integers(0, 256, (3, 16, 16, 1), np.uint8)
+    graphs = {p: typed_graph(a_network(), {}, 1, p) for p in ("f32", "f16", "bf16")}
+    exact = rounded_answers(graphs["f32"], tiles)
+    np.testing.assert_array_equal(exact, by_onnxruntime(graphs["f32"], tiles))
+    f16, bf16 = (np.abs(rounded_answers(graphs[p], tiles) - exact).mean() for p in ("f16", "bf16"))
+    assert 4 < bf16 / f16 < 16, "three bits less"
+    assert np.abs(by_openvino(graphs["f16"], tiles) - exact).mean() < f16, "which leaves most casts out"
 
 
 def test_the_batch_is_fixed() -> None:

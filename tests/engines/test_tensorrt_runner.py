@@ -152,6 +152,17 @@ def test_keeping_warm_runs_once_and_leaves_no_trace() -> None:
     np.testing.assert_array_equal(infer(runner, tiles), first)
 
 
+def test_a_map_behind_the_picture_comes_out_too() -> None:
+    shape, answer = (2, SIDE, SIDE, 1), (2, SIDE, SIDE, 2)
+    gpu = FakeGpu(lambda tiles: np.concatenate([tiles / 255, 255 - tiles], 3).astype(np.float32), planes=2)
+    runner, tiles = Runner(gpu, as_bytes(shape), shape, answer=answer), some_tiles(5)
+    out = np.full((5, *answer[1:]), np.nan, np.float32)
+    runner.infer(tiles, out)
+    np.testing.assert_array_equal(out[..., 1:], 255 - tiles.astype(np.float32))
+    with pytest.raises(EngineError, match=r"\[2, 8, 8, 2\] out.* and float32 \[2, 8, 8, 1\] out"):
+        Runner(FakeGpu(planes=2), as_bytes(shape), shape)
+
+
 @pytest.mark.parametrize("built_for", [(1, SIDE, SIDE, 1), (2, SIDE, SIDE, 3), (2, 4, SIDE, 1)])
 def test_an_engine_for_other_tiles_is_refused_with_both_shapes(built_for: tuple[int, ...]) -> None:
     with pytest.raises(EngineError, match=rf"tiles uint8 \[{', '.join(map(str, built_for))}\] in.*\[2, 8, 8, 1\] in"):

@@ -14,9 +14,9 @@ import engines.backends.tensorrt.selftest as checked
 from edge.errors import EngineError
 from edge.samples import samples
 from engines.backends import open_backend
-from engines.backends.tensorrt.cache import EngineManifest
+from engines.backends.manifest import EngineManifest
 from engines.backends.tensorrt.selftest import STEPS, Box, selftest
-from engines.backends.tensorrt.verify import answers
+from engines.backends.verify import answers
 from engines.bundle import Bundle, Manifest
 from engines.export import export_bundle
 
@@ -49,7 +49,7 @@ def a_box(
         if key.plan not in by_plan:
             cpu = open_backend("openvino")
             cpu.load(bundle, key.plan, precision="f32", threads=1, batch=1)
-            by_plan[key.plan] = lambda tiles: answers(cpu, tiles)
+            by_plan[key.plan] = lambda tiles: answers(cpu, bundle.manifest, tiles)
         return key.tiles, spoil(by_plan[key.plan])
 
     return Box(bundle, samples(bundle.manifest, None, 6), folder, lambda api: kind(understand=understand))
@@ -78,6 +78,10 @@ def changing(compute: Compute) -> Compute:
     return lambda tiles: compute(tiles) + rng.uniform(-1e-5, 1e-5, tiles.shape).astype(np.float32)
 
 
+def leaning(compute: Compute) -> Compute:
+    return lambda tiles: compute(tiles) + np.float32(1e-6) * np.roll(tiles, 1, axis=0)
+
+
 class Leaks(FakeGpu):
     left_mib = 1000.0
 
@@ -98,9 +102,10 @@ def test_answers_that_are_wrong_end_it_and_it_says_what_was_not_tried(bundle: Bu
     ("step", "kind", "spoil", "message"),
     [
         ("repeats to the bit", FakeGpu, changing, "answers change: again False"),
+        ("fills up batches", FakeGpu, leaning, "answers change: again True, in another order False"),
         ("allocates nothing", Leaks, lambda f: f, r"\d+ MiB of the device are gone"),
     ],
-    ids=["changing", "leaking"],
+    ids=["changing", "leaning", "leaking"],
 )
 def test_a_step_fails_where_it_does_not_hold(
     bundle: Bundle,

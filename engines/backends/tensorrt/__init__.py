@@ -12,16 +12,18 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from edge.errors import EngineError, RecipeError
+from edge.errors import EngineError, RecipeError, StaleEngineError
 from engines.backends import BackendInfo, require_network, require_plan
+from engines.backends.cache import EngineCache
+from engines.backends.manifest import EngineKey, command
 from engines.backends.tensorrt.api import Api, find_tensorrt
-from engines.backends.tensorrt.cache import EngineCache, EngineKey, Stored
 from engines.backends.tensorrt.device import CudaGpu, Gpu
 from engines.backends.tensorrt.runner import Runner
+from engines.backends.verify import require_verified
 from engines.bundle import Bundle
 from engines.precision import PRECISIONS
 
-__all__ = ["TensorRtBackend", "command"]
+__all__ = ["TensorRtBackend"]
 
 KEEP_WARM_AFTER_S = 0.25
 """Without work for so long a GPU starts to lower its clocks."""
@@ -38,14 +40,14 @@ class TensorRtBackend:
         open_gpu: Callable[[Api], Gpu] = CudaGpu,
         verified_only: bool = True,
     ) -> None:
-        self._cache, self._find, self._open_gpu = cache or EngineCache(), find, open_gpu
+        self.cache, self._find, self._open_gpu = cache or EngineCache(), find, open_gpu
         self._verified_only = verified_only
         self._info: BackendInfo | None = None
         self._last_s = 0.0
 
     def load(self, bundle: Bundle, plan: str, *, precision: str, threads: int, batch: int) -> None:
-        """See `Backend`. Raises EngineError, which says what to do, for an engine that is missing, stale, damaged or
-        not verified, and without a GPU."""
+        """See `Backend`. Raises StaleEngineError, which says what to do, for an engine that is missing, stale, damaged
+        or was never verified, and EngineError for one that was and failed, and without a GPU."""
         require_network(bundle, "tensorrt")
         require_plan(bundle, plan)
         if precision not in PRECISIONS:
@@ -53,17 +55,18 @@ class TensorRtBackend:
         api = self._find()
         self._gpu = self._open_gpu(api)
         about = self._gpu.info
-        key = EngineKey.of(
+        self.key = key = EngineKey.of(
             bundle, plan, precision, batch, flavour=api.flavour, version=api.version, gpu=(about.target, about.name)
         )
         try:
-            self.stored = self._cache.find(key)
-            engine = self._cache.read(self.stored)
+            self.stored = self.cache.find(key)
+            engine = self.cache.read(self.stored)
         except EngineError as error:
-            raise EngineError(f"bundle {bundle.path}: {error}; run: {command('build', bundle, key)}") from error
+            raise StaleEngineError(f"bundle {bundle.path}: {error}; run: {command('build', bundle, key)}") from error
         if self._verified_only:
-            _require_verified(self.stored, command("verify", bundle, key))
-        self._runner = Runner(self._gpu, engine, key.tiles, self._cache.read_kernels(self.stored))
+            require_verified(self.stored, command("verify", bundle, key))
+        kernels = self.cache.read_kernels(self.stored)
+        self._runner = Runner(self._gpu, engine, key.tiles, kernels, answer=bundle.manifest.answer_shape(key.tiles))
         # The engine's hash belongs to the version: one that is built anew may round otherwise, and thresholds with it.
         version = f"{api.name}, engine {self.stored.manifest.engine_sha256[:16]}"
         self._info = BackendInfo("tensorrt", version, about.name, precision, about.target, plan)
@@ -71,7 +74,7 @@ class TensorRtBackend:
     def warm_up(self) -> None:
         """See `Backend`; what was compiled on the device is kept for the next start."""
         self._runner.warm_up()
-        self._cache.keep_kernels(self.stored, self._gpu.kernels())
+        self.cache.keep_kernels(self.stored, self._gpu.kernels())
         self._last_s = time.monotonic()
 
     def infer(self, tiles: npt.NDArray[np.uint8], out: npt.NDArray[np.float32]) -> int | None:
@@ -95,20 +98,3 @@ class TensorRtBackend:
     def close(self) -> None:
         """Frees the GPU's memory; otherwise the end of the process does."""
         self._gpu.close()
-
-
-def command(verb: str, bundle: Bundle, key: EngineKey) -> str:
-    """The command line that makes or verifies an engine."""
-    batch = f" --batch {key.tiles[0]}" if key.tiles[0] != 1 else ""
-    return f"maskline engine {verb} {bundle.path} --plan {key.plan} --precision {key.precision}{batch}"
-
-
-def _require_verified(stored: Stored, how: str) -> None:
-    verification = stored.manifest.verification
-    if verification is None:
-        raise EngineError(f"engine {stored.folder}: was never compared with the CPU's answers; run: {how}")
-    if not verification.passed:
-        raise EngineError(
-            f"engine {stored.folder}: its answers differ too much from the CPU's (largest error "
-            f"{verification.max_error:.3g}, {verification.agreement:.1%} of decisions equal); take another precision"
-        )

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from edge.errors import EngineError
 from engines.backends import require_network, require_plan
+from engines.backends.cache import EngineCache, Stored
+from engines.backends.manifest import EngineKey, EngineManifest
 from engines.backends.tensorrt.api import Api
-from engines.backends.tensorrt.cache import EngineCache, EngineKey, EngineManifest, Stored
 from engines.bundle import GRAPH, Bundle
 from engines.plans import plan_inputs
 from engines.precision import observe_ranges, typed_graph
@@ -65,14 +66,15 @@ def build_for(
 ) -> Stored:
     """Types a bundle's graph, builds the engine that `key` describes and keeps it.
 
-    calibration: tiles uint8 [N, h, w, C] of good parts, for "int8". Raises EngineError or BundleError.
+    calibration: tiles uint8 [N, h, w, C] of good parts, for "int8"; without them the ranges of an earlier "int8" engine
+    of the same network are taken. Raises EngineError or BundleError.
     """
     network = require_network(bundle, "tensorrt")
     require_plan(bundle, key.plan)
     constants, graph = plan_inputs(network, key.plan), bundle.read(GRAPH)
     try:
-        ranges = None
-        if key.precision == "int8":
+        ranges = cache.ranges(key) if key.precision == "int8" and calibration is None else None
+        if key.precision == "int8" and ranges is None:
             none = np.empty((0, *key.tiles[1:]), np.uint8)
             ranges = observe_ranges(graph, constants, none if calibration is None else calibration)
         typed = typed_graph(graph, constants, key.tiles[0], key.precision, ranges)
@@ -86,5 +88,6 @@ def build_for(
         engine_bytes=len(engine),
         graph_sha256=hashlib.sha256(typed).hexdigest(),
         built=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        ranges=ranges,
     )
     return cache.store(manifest, engine)

@@ -23,6 +23,8 @@ SLOTS = 2
 WARM_UP_ROUNDS = 4
 """Times that each slot runs before the first part; kernels are compiled and clocks rise meanwhile."""
 
+_Shape = tuple[int, int, int, int]
+
 
 @dataclass
 class _Slot:
@@ -41,15 +43,18 @@ class _Slot:
 class Runner:
     """Runs one engine. Belongs to the thread of its `Gpu`; nothing is allocated after it was made."""
 
-    def __init__(self, gpu: Gpu, engine: bytes, tiles: tuple[int, int, int, int], kernels: bytes = b"") -> None:
-        """tiles: the shape that the engine was built for, [batch, h, w, C]. Raises EngineError if it takes another."""
+    def __init__(
+        self, gpu: Gpu, engine: bytes, tiles: _Shape, kernels: bytes = b"", *, answer: _Shape | None = None
+    ) -> None:
+        """tiles: the shape that the engine was built for, [batch, h, w, C]; answer: that of what it makes of them, if
+        it is another. Raises EngineError if the engine has others."""
         self._gpu = gpu
-        source, result = _only_input_and_output(gpu.load(engine, kernels), tiles)
+        source, result = _only_input_and_output(gpu.load(engine, kernels), tiles, answer or tiles)
         self.batch = tiles[0]
         self._slots = tuple(self._slot(source, result) for _ in range(SLOTS))
 
     def infer(self, tiles: npt.NDArray[np.uint8], out: npt.NDArray[np.float32]) -> None:
-        """Fills `out` float32 [N, h, w, C] with what the engine makes of `tiles` uint8 [N, h, w, C], any N.
+        """Fills `out` float32 [N, ...] with what the engine makes of `tiles` uint8 [N, h, w, C], any N.
 
         A last, smaller batch goes out filled up with what lies in the buffer. Raises EngineError when the device
         fails; `out` is worth nothing then, and the next call starts anew.
@@ -120,11 +125,12 @@ def _nbytes(tensor: Tensor) -> int:
     return math.prod(tensor.shape) * tensor.dtype.itemsize
 
 
-def _only_input_and_output(tensors: tuple[Tensor, ...], tiles: tuple[int, int, int, int]) -> tuple[Tensor, Tensor]:
-    """The engine's two tensors. Raises EngineError unless tiles go in and tiles come out."""
-    wanted = {(True, tiles, np.dtype(np.uint8)), (False, tiles, np.dtype(np.float32))}
+def _only_input_and_output(tensors: tuple[Tensor, ...], tiles: _Shape, answer: _Shape) -> tuple[Tensor, Tensor]:
+    """The engine's two tensors. Raises EngineError unless `tiles` go in and `answer` comes out."""
+    wanted = {(True, tiles, np.dtype(np.uint8)), (False, answer, np.dtype(np.float32))}
     if len(tensors) != 2 or {(t.is_input, t.shape, t.dtype) for t in tensors} != wanted:
         found = ", ".join(f"{t.name} {t.dtype} {list(t.shape)} {'in' if t.is_input else 'out'}" for t in tensors)
-        raise EngineError(f"the engine has {found or 'nothing'}: expected uint8 {list(tiles)} in and float32 out")
+        expected = f"uint8 {list(tiles)} in and float32 {list(answer)} out"
+        raise EngineError(f"the engine has {found or 'nothing'}: expected {expected}")
     source, result = sorted(tensors, key=lambda t: not t.is_input)
     return source, result

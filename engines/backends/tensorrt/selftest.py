@@ -16,13 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.errors import EngineError
+from engines.backends.cache import EngineCache
+from engines.backends.manifest import EngineKey
 from engines.backends.tensorrt import TensorRtBackend
 from engines.backends.tensorrt.api import Api, find_tensorrt
 from engines.backends.tensorrt.build import build_engine, build_for
-from engines.backends.tensorrt.cache import EngineCache, EngineKey
 from engines.backends.tensorrt.device import CudaGpu, Gpu, GpuInfo
-from engines.backends.tensorrt.verify import Samples, answers, verify
-from engines.bundle import GRAPH, Bundle
+from engines.backends.tensorrt.verify import verify
+from engines.backends.verify import Samples, answers
+from engines.bundle import GRAPH, Bundle, Manifest
 from engines.plans import plan_inputs
 from engines.precision import typed_graph
 
@@ -120,23 +122,29 @@ def answers_as_the_cpu(box: Box) -> str:
 
 def repeats_to_the_bit(box: Box) -> str:
     """The same tiles, alone, in company, in another order."""
-    tiles = box.samples.tiles
-    with box.serving("f16") as backend:
-        first = answers(backend, tiles)
+    _require_equal_bits(box, 1)
+    return f"{len(box.samples.tiles)} tiles again, in reverse and alone: equal bits"
+
+
+def _require_equal_bits(box: Box, batch: int) -> None:
+    tiles, manifest = box.samples.tiles, box.bundle.manifest
+    with box.serving("f16", batch) as backend:
+        first = answers(backend, manifest, tiles)
         same = [
-            np.array_equal(first, answers(backend, tiles)),
-            np.array_equal(first[::-1], answers(backend, np.ascontiguousarray(tiles[::-1]))),
-            np.array_equal(first[:1], answers(backend, tiles[:1])),
+            np.array_equal(first, answers(backend, manifest, tiles)),
+            np.array_equal(first[::-1], answers(backend, manifest, np.ascontiguousarray(tiles[::-1]))),
+            np.array_equal(first[:1], answers(backend, manifest, tiles[:1])),
         ]
     if not all(same):
         raise EngineError(f"answers change: again {same[0]}, in another order {same[1]}, alone {same[2]}")
-    return f"{len(tiles)} tiles again, in reverse and alone: equal bits"
 
 
 def fills_up_batches(box: Box) -> str:
-    """A batch that the number of tiles is no multiple of."""
+    """A batch that the number of tiles is no multiple of; whatever lies beside a tile, its answer is the same."""
     batch = next(b for b in (5, 7) if len(box.samples.tiles) % b)
-    return f"{len(box.samples.tiles)} tiles in batches of {batch}: {box.build('f16', batch)}"
+    said = box.build("f16", batch)
+    _require_equal_bits(box, batch)
+    return f"{len(box.samples.tiles)} tiles in batches of {batch}, also in reverse and alone: {said}"
 
 
 def allocates_nothing(box: Box) -> str:
@@ -145,7 +153,7 @@ def allocates_nothing(box: Box) -> str:
     with box.serving("f16") as backend:
         before = gpu.free_mib()
         for _ in range(INFERENCES):
-            answers(backend, box.samples.tiles[:3])
+            answers(backend, box.bundle.manifest, box.samples.tiles[:3])
         lost = before - gpu.free_mib()
     gpu.close()
     if lost > 1:
@@ -188,7 +196,7 @@ def is_fast(box: Box) -> str:
     """One tile: in a row, after an idle time, after an idle time kept warm."""
     tile = box.samples.tiles[:1]
     with box.serving("f16") as backend:
-        row = sorted(_timed(backend, tile) for _ in range(INFERENCES))
+        row = sorted(_timed(backend, box.bundle.manifest, tile) for _ in range(INFERENCES))
         idle: list[float] = []
         warm: list[float] = []
         for kept, times in ((False, idle), (True, warm)):
@@ -198,7 +206,7 @@ def is_fast(box: Box) -> str:
                     time.sleep(0.05)
                     if kept:
                         backend.keep_warm()
-                times.append(_timed(backend, tile))
+                times.append(_timed(backend, box.bundle.manifest, tile))
     p50, p99 = statistics.median(row), row[int(0.99 * len(row))]
     after = f"after {IDLE_S:.0f} s idle {max(idle):.2f} ms, kept warm {max(warm):.2f} ms"
     return f"{PLAN} f16: p50 {p50:.2f} ms, p99 {p99:.2f} ms; {after}"
@@ -224,7 +232,7 @@ STEPS: dict[str, Callable[[Box], str]] = {
 """In this order: each may use what an earlier one built."""
 
 
-def _timed(backend: TensorRtBackend, tile: NDArray[np.uint8]) -> float:
+def _timed(backend: TensorRtBackend, manifest: Manifest, tile: NDArray[np.uint8]) -> float:
     began = time.perf_counter()
-    answers(backend, tile)
+    answers(backend, manifest, tile)
     return (time.perf_counter() - began) * 1e3

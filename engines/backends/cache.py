@@ -3,6 +3,9 @@
 One folder per key, named after the key's hash: `manifest.json`, `SHA256.engine`, and for `tensorrt_rtx` later
 `SHA256.kernels`, the kernels that it compiled on the device. The manifest is written last and in one step and names the
 engine by its hash: a reader sees the old engine, the new one, or none, and never a mixture.
+
+What was built on purpose (all of TensorRT's, OpenVINO's int8) lies in `engines` and stays. What OpenVINO compiles by
+itself at a start lies in `compiled`, where anything may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -10,97 +13,21 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import json
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
-from edge.errors import BundleError, EngineError, ResourceError
+from edge.errors import EngineError, ResourceError
 from edge.paths import write_durably
-from engines.bundle import GRAPH, Bundle
-from engines.precision import TYPING
+from engines.backends.manifest import EngineKey, EngineManifest, Verification
 
-__all__ = ["EngineCache", "EngineKey", "EngineManifest", "Stored", "Verification", "default_folder"]
+__all__ = ["EngineCache", "Stored", "default_folder"]
 
 MANIFEST = "manifest.json"
-
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class EngineKey(_Frozen):
-    """What an engine depends on. Another value of any field is another engine."""
-
-    model_sha256: Sha256
-    plan: str
-    precision: str
-    tiles: tuple[int, int, int, int]
-    """Of the input: batch, height, width, channels."""
-    flavour: str
-    version: str
-    target: str
-    """Compute capability, such as "sm86"."""
-    device: str
-    """The GPU's name, for `tensorrt`, which times its kernels on it; empty for `tensorrt_rtx`."""
-    typing: int = TYPING
-
-    @classmethod
-    def of(
-        cls, bundle: Bundle, plan: str, precision: str, batch: int, *, flavour: str, version: str, gpu: tuple[str, str]
-    ) -> EngineKey:
-        """The key of a bundle's engine; `gpu` is compute capability and name. Raises BundleError without a network."""
-        m, (target, device) = bundle.manifest, gpu
-        if GRAPH not in m.files:
-            raise BundleError(f"bundle {bundle.path}: kind {m.architecture.kind!r} has no network, and so no engine")
-        return cls(
-            model_sha256=m.files[GRAPH],
-            plan=plan,
-            precision=precision,
-            tiles=(batch, m.tile_px, m.tile_px, m.channels),
-            flavour=flavour,
-            version=version,
-            target=target,
-            device="" if flavour == "tensorrt_rtx" else device,
-        )
-
-    @property
-    def folder(self) -> str:
-        """Readable, and different for every key."""
-        digest = hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()
-        return f"{self.plan}-{self.precision}-b{self.tiles[0]}-{self.target}-{digest[:32]}"
-
-
-class Verification(_Frozen):
-    """How the engine's answers differ from the CPU's (`engines.backends.tensorrt.verify`), on the scale [0, 1]."""
-
-    max_error: float
-    mean_error: float
-    agreement: float
-    """Share of tiles that are decided the same."""
-    tiles: int
-    passed: bool
-
-
-class EngineManifest(_Frozen):
-    """What is stored beside an engine."""
-
-    key: EngineKey
-    bundle: str
-    """The bundle's name, for people."""
-    engine_sha256: Sha256
-    engine_bytes: int
-    graph_sha256: Sha256
-    """Of the typed graph that it was built from; differs with the calibration images of "int8"."""
-    built: str
-    """When, UTC."""
-    verification: Verification | None = None
 
 
 @dataclass(frozen=True)
@@ -162,6 +89,37 @@ class EngineCache:
             raise EngineError(f"engine {stored.engine}: damaged, its sha256 is {found}")
         return engine
 
+    def has(self, key: EngineKey) -> bool:
+        """Whether the engine under a key is there, whole, verified or not."""
+        try:
+            self.read(self.find(key))
+        except EngineError:
+            return False
+        return True
+
+    def everything(self) -> Iterator[Stored]:
+        """All engines whose manifests can be read."""
+        for path in sorted(self.root.glob(f"*/{MANIFEST}")):
+            with contextlib.suppress(EngineError, OSError):
+                yield Stored(path.parent, _read_manifest(path))
+
+    def ranges(self, key: EngineKey) -> dict[str, float] | None:
+        """What the newest "int8" engine of the same network and plan was built with; None where there is none."""
+        wanted = (key.model_sha256, key.plan)
+        known = (stored.manifest for stored in self.everything())
+        same = [m for m in known if (m.key.model_sha256, m.key.plan) == wanted and m.ranges]
+        return max(same, key=lambda m: m.built).ranges if same else None
+
+    def earlier(self, key: EngineKey) -> Stored | None:
+        """The newest engine that differs from `key` only in version or target, and whose bytes are whole."""
+        here = {"version": key.version, "target": key.target}
+        same = [s for s in self.everything() if s.manifest.key.model_copy(update=here) == key != s.manifest.key]
+        for stored in sorted(same, key=lambda s: s.manifest.built, reverse=True):
+            with contextlib.suppress(EngineError):
+                self.read(stored)
+                return stored
+        return None
+
     def read_kernels(self, stored: Stored) -> bytes:
         """The kernels kept with `keep_kernels`, or nothing: they only save time, and TensorRT checks them."""
         with contextlib.suppress(OSError):
@@ -184,16 +142,34 @@ class EngineCache:
             write_durably(stored.folder / MANIFEST, _as_text(manifest))
         return Stored(stored.folder, manifest)
 
+    def shrink(self, most_bytes: int) -> None:
+        """Removes what was not stored or marked as used for the longest time, until no more than this is left."""
+        found = []
+        with contextlib.suppress(OSError):  # of a folder that another process removes
+            for folder in self.root.iterdir():
+                files = [path.stat() for path in folder.iterdir()]
+                found.append((max((f.st_mtime_ns for f in files), default=0), sum(f.st_size for f in files), folder))
+        total = sum(size for _, size, _ in found)
+        for _, size, folder in sorted(found):
+            if total <= most_bytes:
+                return
+            shutil.rmtree(folder, ignore_errors=True)
+            total -= size
+
+    def mark_used(self, stored: Stored) -> None:
+        """For `shrink`, which takes those away first that were not used for the longest time."""
+        with contextlib.suppress(OSError):
+            os.utime(stored.folder / MANIFEST)
+
     def _nearest(self, key: EngineKey) -> str:
         """What to say about a key that is not there: an engine of the same network and plan is stale, and why."""
-        same = ("model_sha256", "plan", "precision", "tiles")
-        for path in sorted(self.root.glob(f"*/{MANIFEST}")):
-            with contextlib.suppress(EngineError, OSError):
-                other = _read_manifest(path).key
-                if all(getattr(other, name) == getattr(key, name) for name in same):
-                    fields = ((name, getattr(other, name), getattr(key, name)) for name in EngineKey.model_fields)
-                    changed = ", ".join(f"{name} {old!r} is now {new!r}" for name, old, new in fields if old != new)
-                    return f"the engine is stale ({changed})"
+        same = ("backend", "model_sha256", "plan", "precision", "tiles")
+        for stored in self.everything():
+            other = stored.manifest.key
+            if all(getattr(other, name) == getattr(key, name) for name in same):
+                fields = ((name, getattr(other, name), getattr(key, name)) for name in EngineKey.model_fields)
+                changed = ", ".join(f"{name} {old!r} is now {new!r}" for name, old, new in fields if old != new)
+                return f"the engine is stale ({changed})"
         return f"no engine for plan {key.plan}, {key.precision}, batch {key.tiles[0]}, {key.target}"
 
     @contextlib.contextmanager
@@ -208,11 +184,17 @@ class EngineCache:
             raise ResourceError(f"{folder}: cannot write an engine there: {error.strerror or error}") from error
 
 
-def default_folder() -> Path:
-    """In $MASKLINE_CACHE_DIR, systemd's $CACHE_DIRECTORY, $XDG_CACHE_HOME/maskline or ~/.cache/maskline."""
+def default_folder(kind: str = "engines") -> Path:
+    """In $MASKLINE_CACHE_DIR, systemd's $CACHE_DIRECTORY, $XDG_CACHE_HOME/maskline or ~/.cache/maskline.
+
+    Raises ResourceError where none of them is set and this user has no home.
+    """
     base = os.environ.get("MASKLINE_CACHE_DIR") or os.environ.get("CACHE_DIRECTORY")
     user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "maskline"
-    return (Path(base) if base else user).expanduser().absolute() / "engines"
+    try:
+        return (Path(base) if base else user).expanduser().absolute() / kind
+    except RuntimeError as error:
+        raise ResourceError(f"no folder for engines: {error} Set MASKLINE_CACHE_DIR") from error
 
 
 def _read_manifest(path: Path) -> EngineManifest:
