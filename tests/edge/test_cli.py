@@ -103,3 +103,19 @@ def test_bench_writes_one_flat_object(tmp_path: Path) -> None:
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert {"machine", "commit", "transport.gb_per_s", "transport.ratio_vs_pyzmq_copy"} <= set(figures)
     assert all(isinstance(v, (str, float, int)) for v in figures.values())
+
+
+def test_engines_lists_sizes_licences_and_work_and_writes_one_flat_object(tmp_path: Path) -> None:
+    done = maskline("engines", "--json", tmp_path / "engines.json")
+    assert done.returncode == 0, done.stderr
+    for words in ("vit-h", "21,871", "CC-BY-NC", "Bauer", "for `maskline import` rather than `fit`"):
+        assert words in done.stdout
+    figures = json.loads((tmp_path / "engines.json").read_text())
+    assert {"machine", "commit", "engines.mae.edge.x4.gflop", "engines.sdc.paper.million_parameters"} <= set(figures)
+    assert all(isinstance(v, (str, float, int)) for v in figures.values())
+
+
+def test_engines_on_paper_prints_markdown() -> None:
+    done = maskline("engines", "--paper")
+    assert done.returncode == 0, done.stderr
+    assert "| network | plan | Orin NX, ms | AGX Orin, ms | RTX 4090, ms | H100 SXM, ms |" in done.stdout
