@@ -21,6 +21,7 @@ BENCHES = {
     "pipeline": "trigger to verdict through all processes, against the same functions in a row",
     "memory": "resident memory of each process over many frames",
     "engine": "the exported graph against the naive way, and the plans beside each other",
+    "cascade": "plan `cascade` against `x1`: the same decisions, and the time",
 }
 """Name of the module in this package, and what it measures."""
 

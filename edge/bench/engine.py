@@ -15,22 +15,22 @@ import os
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from edge.anomaly import error_map
 from edge.bench import Budget, Progress
-from edge.demo.defects import paint_any
+from edge.bench.photographs import photographs
 from edge.errors import MasklineError, RecipeError
 from edge.scores import score
+from engines.architecture import VIT_B, VIT_H, VIT_L, MaeArchitecture
 from engines.backends import Backend, open_backend
 from engines.bundle import GRAPH, Bundle, find_bundle, load_bundle
+from engines.cost import gflop, naive_mae_steps, steps
 from engines.plans import PLANS, Plan, named_plan, plan_inputs
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from engines.mae import MaskedAutoencoder
 
-__all__ = ["BUDGETS", "run"]
+__all__ = ["BUDGETS", "run", "work"]
 
 BUDGETS = {
     "engine.speedup_fp32": Budget(at_least=1.5),
@@ -47,8 +47,9 @@ BUDGETS = {
     "engine.decoder_share": Budget(at_most=0.25),
 }
 ROUNDS, GOOD, BAD = 5, 24, 24
-PHOTOS = Path(__file__).parent.parent / "demo" / "photos"
 MATRIX = 1536
+PUBLISHED = {"vit_b": VIT_B, "vit_l": VIT_L, "vit_h": VIT_H}
+"""Networks that are counted only."""
 
 Tiles = NDArray[np.uint8]
 Timed = dict[str, Callable[[], object]]
@@ -66,13 +67,13 @@ def run(progress: Progress = lambda _: None) -> dict[str, float]:
     bundle = load_bundle(find_bundle("texture-s"))
     model = load_model(bundle).requires_grad_(False)
     assert isinstance(model, MaskedAutoencoder)
-    good, bad = _photographs(bundle.manifest.tile_px)
+    good, bad = photographs(bundle.manifest.tile_px, 2 * GOOD, BAD)
     progress("loading")
     backends = {plan: _load(bundle, plan, "f32") for plan in PLANS}
     x1 = named_plan("x1", model.architecture)
     with _threads(), torch.no_grad():
         figures = _exactness(model, backends["x1"], good[:2], x1)
-        figures |= _work(model, good[:1], x1)
+        figures |= work({"engine": model.architecture} | {f"engine.{name}": a for name, a in PUBLISHED.items()})
         progress("rounds")
         figures |= _speed(bundle, model, backends, good[0], x1, progress)
     achieved = figures["engine.gflop_ours"] / figures["engine.plan.x1.ms_per_tile"] * 1e3
@@ -104,22 +105,6 @@ def _load(bundle: Bundle, plan: str, precision: str) -> Backend:
     return backend
 
 
-def _photographs(side: int) -> tuple[Tiles, Tiles]:
-    """Crops of the photographs' right halves, [2 * GOOD, side, side, 1], and BAD others with a painted defect each."""
-    rng = np.random.default_rng(0)
-    halves = [cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) for path in sorted(PHOTOS.glob("*.png"))]
-    crops = []
-    for k in range(2 * GOOD + BAD):
-        half = np.asarray(halves[k % len(halves)])[:, 256:]
-        y, x = int(rng.integers(half.shape[0] - side + 1)), int(rng.integers(half.shape[1] - side + 1))
-        crop = half[y : y + side, x : x + side]
-        if k >= 2 * GOOD:
-            luma = crop.astype(np.float32) * np.float32(1 / 255)
-            crop = np.rint(paint_any(luma, rng)[0] * 255).astype(np.uint8)
-        crops.append(crop[..., None])
-    return np.stack(crops[: 2 * GOOD]), np.stack(crops[2 * GOOD :])
-
-
 def _exactness(model: MaskedAutoencoder, backend: Backend, tiles: Tiles, plan: Plan) -> dict[str, float]:
     import torch
 
@@ -131,27 +116,21 @@ def _exactness(model: MaskedAutoencoder, backend: Backend, tiles: Tiles, plan: P
     return {"engine.max_abs_error_fp32": float(abs(out - expected).max())}
 
 
-def _work(model: MaskedAutoencoder, tiles: Tiles, plan: Plan) -> dict[str, float]:
-    """Billions of multiplications and additions per tile, in matrix products, as torch counts them."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
+def work(networks: Mapping[str, MaeArchitecture]) -> dict[str, float]:
+    """Billions of multiplications and additions per tile, every variant by itself and as we do it, under every plan.
 
-    from engines.mae import plan_tensors
-    from engines.reference import repaint_plainly
-
-    def count(call: Callable[[], object]) -> float:
-        with FlopCounterMode(display=False) as counter:
-            call()
-        return float(counter.get_total_flops()) / 1e9
-
-    pixels, (visible, hidden, place) = torch.from_numpy(tiles), plan_tensors(plan)
-    ours = count(lambda: model(pixels, visible, hidden, place))
-    encoded = model.encode(torch.zeros(1, plan.variants, visible.shape[1], model.architecture.width), visible)
-    return {
-        "engine.gflop_naive": count(lambda: repaint_plainly(model, pixels, plan)),
-        "engine.gflop_ours": ours,
-        "engine.decoder_share": count(lambda: model.decode(encoded, visible, hidden)) / ours,
-    }
+    `NAME.gflop_naive` and `NAME.gflop_ours` are those of plan `x1`, `NAME.plan.PLAN.gflop_naive` those of the others;
+    `NAME.decoder_share` is what the decoder takes of ours.
+    """
+    figures: dict[str, float] = {}
+    for name, a in networks.items():
+        for plan in a.plans:
+            where, ours = name if plan == "x1" else f"{name}.plan.{plan}", steps(a, plan)
+            figures[f"{where}.gflop_naive"] = gflop(naive_mae_steps(a, plan))
+            figures[f"{where}.gflop_ours"] = gflop(ours)
+        decoder = [step for step in steps(a, "x1") if step.name.startswith(("decoder", "head"))]
+        figures[f"{name}.decoder_share"] = gflop(decoder) / figures[f"{name}.gflop_ours"]
+    return figures
 
 
 def _speed(

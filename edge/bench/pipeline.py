@@ -20,7 +20,7 @@ import numpy as np
 from calib.calibration import load_calibration
 from edge.bench import Budget, Progress, percentile
 from edge.bench.transport import round_trip_ms
-from edge.detect import open_detectors
+from edge.detector import open_detectors
 from edge.judge import Judge
 from edge.messages import Verdict
 from edge.paths import calibration_path
@@ -122,7 +122,8 @@ def _inline(recipe: Path, frames: int) -> dict[str, float]:
     judge = Judge(plan, limits)
     image = background(plan.station.frame)
     frame, tiles = np.zeros_like(image), np.zeros(plan.prepare.tiles_shape, np.uint8)
-    repainted, maps = np.zeros(tiles.shape, np.float32), np.zeros(tiles.shape[:3], np.float32)
+    repainted = np.zeros(plan.bundle.manifest.answer_shape(tiles.shape), np.float32)
+    maps = np.zeros(tiles.shape[:3], np.float32)
     steps: dict[str, Callable[[], object]] = {
         "copy_of_frame": lambda: np.copyto(frame, image),
         "prepare": lambda: prepare(frame, plan.prepare, tiles),

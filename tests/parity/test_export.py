@@ -13,7 +13,7 @@ import torch
 from edge.errors import BundleError, RecipeError
 from engines.architecture import MaeArchitecture
 from engines.backends import open_backend
-from engines.bundle import ZOO, Bundle, Manifest, load_bundle, write_bundle
+from engines.bundle import ZOO, Bundle, DirectMap, Manifest, SmoothedMap, load_bundle, write_bundle
 from engines.export import OPSET, export_bundle, load_model
 from engines.fit import from_scratch
 from engines.mae import MaskedAutoencoder
@@ -129,6 +129,19 @@ def test_a_graph_that_is_none_is_refused(tmp_path: Path) -> None:
         open_backend("openvino").load(broken, "x1", precision="f32", threads=1, batch=1)
     with pytest.raises(BundleError, match="for backend 'openvino'"):
         open_backend("openvino").load(load_bundle(ZOO / "null"), "x1", precision="f32", threads=1, batch=1)
+
+
+def test_answers_without_the_map_that_the_manifest_wants_are_refused(tmp_path: Path) -> None:
+    wants = MANIFEST.model_copy(update={"error_map": DirectMap()})
+    with pytest.raises(ValueError, match="answers have 1 planes, not what error map 'direct' needs"):
+        export_bundle(tmp_path / "b", MaskedAutoencoder(TINY), wants)
+    start = from_scratch("sdc", tile_px=64)
+    bundle = export_bundle(tmp_path / "s", start.network, start.manifest)
+    assert isinstance(bundle.manifest.error_map, SmoothedMap)
+    changed = bundle.manifest.model_copy(update={"error_map": DirectMap()})
+    bundle = write_bundle(tmp_path / "c", changed, {name: bundle.read(name) for name in bundle.manifest.files})
+    with pytest.raises(BundleError, match=r"network.onnx answers \[1,64,64,1\], expected \[1, 64, 64, 2\]"):
+        open_backend("openvino").load(bundle, "x1", precision="f32", threads=1, batch=1)
 
 
 def test_the_bundle_that_ships_equals_torch_and_repaints() -> None:
