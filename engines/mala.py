@@ -169,9 +169,8 @@ class TokenBalance(nn.Module):
 
     def forward(self, *tokens: Tensor) -> Tensor:
         """Depth by depth [N, T, its width] -> [N, T, width]: at every place the depths' shares add up to 1."""
-        entered = torch.stack(
-            [enter(t) for enter, t in zip(self.enter, tokens, strict=True)], 2
-        )  # [N, T, depths, width]
+        each = [enter(t) for enter, t in zip(self.enter, tokens, strict=True)]
+        entered = torch.stack(each, 2)  # [N, T, depths, width]
         share = self.weigh(entered.flatten(2)).softmax(2)
         balanced: Tensor = (entered * share[..., None]).sum(2)
         return balanced

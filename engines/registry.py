@@ -116,7 +116,7 @@ ENGINES: Mapping[str, EngineKind] = {
         sizes={"edge": MALA_EDGE, "paper": MALA_PAPER},
         error_map=DirectMap(),
         score=Score(kind="max"),
-        fitting=Fitting(steps=1200, batch=16, learning_rate=2e-3),
+        fitting=Fitting(steps=1200, batch=16, learning_rate=6e-3),
     ),
 }
 """By the name that `maskline fit --engine` takes."""

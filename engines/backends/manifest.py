@@ -77,9 +77,10 @@ class EngineKey(_Frozen):
 
 
 def network_sha256(manifest: Manifest) -> str:
-    """Hash of a bundle's network: of its graph, and of its weights, which a large graph leaves beside it."""
-    both = manifest.files[GRAPH] + manifest.files.get(WEIGHTS, "")
-    return hashlib.sha256(both.encode()).hexdigest()
+    """Hash of a bundle's network: of its graph, of its weights, which a large graph leaves beside it, and of its
+    architecture, from which the index sets of a mask plan follow: networks that differ in them alone share a graph."""
+    parts = (manifest.files[GRAPH], manifest.files.get(WEIGHTS, ""), manifest.architecture.model_dump_json())
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 def command(verb: str, bundle: Bundle, key: EngineKey) -> str:

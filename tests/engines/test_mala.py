@@ -1,8 +1,7 @@
-"""The autoencoder that predicts maps: its two stages, what is frozen, its losses, and that its export says the same."""
+"""The autoencoder that predicts maps: its answer, its losses, and that its export says the same."""
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,8 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
+from mala_helpers import TINY, VARIANTS, Numbers, Pixels, answer, random_tiles, scrambled
 from skimage.metrics import structural_similarity
-from sklearn.metrics import roc_auc_score
-from texture_helpers import crops, photograph, real_images, stripes, with_defect
 from torch import Tensor
 
 from edge.anomaly import error_map
@@ -23,57 +21,12 @@ from engines.backends import open_backend
 from engines.bundle import GRAPH, Manifest
 from engines.export import export_bundle, to_onnx
 from engines.graphs import static_graph
-from engines.mala import ADVERSARIAL, STAGE_2_FROM, Mala, TokenBalance, draw_hidden, focal
+from engines.mala import ADVERSARIAL, STAGE_2_FROM, TokenBalance, draw_hidden, focal
 from engines.networks import build, count_work
 from engines.precision import PRECISIONS, observe_ranges, typed_graph
 from engines.registry import ENGINES
-from engines.training import Schedule, Trainer
 
-Pixels = npt.NDArray[np.uint8]
-Numbers = npt.NDArray[np.float32]
-
-TINY = MalaArchitecture(
-    tile_px=32,
-    patch_px=4,
-    width=64,
-    depth=2,
-    heads=2,
-    mlp_ratio=2.0,
-    decoder_width=48,
-    decoder_depth=1,
-    decoder_heads=2,
-    decoder_mlp_ratio=2.0,
-    positions="offset",
-    normalise="visible",
-    balance_width=48,
-    pool_px=7,
-)
-VARIANTS = {
-    "grey": TINY,
-    "colour": TINY.model_copy(update={"channels": 3, "tile_px": 40, "patch_px": 8, "pool_px": 1}),
-    "fixed": TINY.model_copy(update={"normalise": "fixed", "positions": "sine", "depth": 1, "decoder_depth": 2}),
-}
 STAGES = {"masking": 0.0, "map": STAGE_2_FROM}
-
-
-def scrambled(a: MalaArchitecture, seed: int = 0) -> Mala:
-    """A network whose answers vary with the tile and with the place."""
-    torch.manual_seed(seed)
-    network = Mala(a).eval()
-    with torch.no_grad():
-        for p in network.parameters():
-            p.add_(torch.randn_like(p) * (0.3 / max(1, p.shape[-1]) ** 0.5))
-        network.map_head[-1].weight.mul_(4)
-    return network
-
-
-def random_tiles(a: MalaArchitecture, count: int = 2, seed: int = 0) -> Pixels:
-    return np.random.default_rng(seed).integers(0, 256, (count, a.tile_px, a.tile_px, a.channels), np.uint8)
-
-
-def answer(network: Mala, tiles: Pixels) -> Numbers:
-    with torch.no_grad():
-        return np.asarray(network.eval()(torch.from_numpy(tiles)).numpy())
 
 
 @pytest.mark.parametrize("kind", VARIANTS)
@@ -213,120 +166,6 @@ def test_balanced_are_the_first_and_the_last_of_the_encoder_and_the_last_of_the_
         torch.testing.assert_close(tokens, seen[name])
 
 
-def trainer(steps: int, a: MalaArchitecture = TINY, rate: float = 5e-3) -> Trainer:
-    torch.manual_seed(0)
-    return Trainer(Mala(a), Schedule(steps, rate, max(1, steps // 20), steps // 3), average=0.95)
-
-
-def train(this: Trainer, images: list[Pixels], until: int, batch: int = 10) -> Mala:
-    """Trains on crops of images [h, w] until that step is done; the moving average of the weights."""
-    while this.step < until:
-        rng = np.random.default_rng([0, this.step])
-        this.train_step(torch.from_numpy(crops(images, batch, rng, this.model.architecture.tile_px)), rng)
-    assert isinstance(this.averaged, Mala)
-    return this.averaged
-
-
-def encoder(network: Mala) -> dict[str, Tensor]:
-    net = network.autoencoder
-    parts = {"embed": net.embed, "encoder": net.encoder, "norm": net.norm}
-    return {f"{k}.{name}": p.clone() for k, part in parts.items() for name, p in part.state_dict().items()}
-
-
-def test_the_encoder_learns_in_stage_1_and_is_frozen_in_stage_2() -> None:
-    this, images = trainer(10), [photograph("grass")]
-    model = this.model
-    assert isinstance(model, Mala)
-    before = encoder(model)
-    averaged = train(this, images, round(10 * STAGE_2_FROM))
-    after = encoder(model)
-    assert not any(torch.equal(before[k], after[k]) for k in before if k.endswith("weight"))
-    assert any(not torch.equal(x, y) for x, y in zip(after.values(), encoder(averaged).values(), strict=True))
-
-    head, decoder = model.map_head[-1].weight.clone(), model.autoencoder.decoder[0].q.weight.clone()
-    train(this, images, 10)
-    frozen = encoder(model)
-    assert all(torch.equal(after[k], frozen[k]) for k in after)
-    assert all(torch.equal(x, y) for x, y in zip(frozen.values(), encoder(averaged).values(), strict=True))
-    assert not torch.equal(head, model.map_head[-1].weight)
-    assert not torch.equal(decoder, model.autoencoder.decoder[0].q.weight)
-    assert not torch.equal(averaged.map_head[-1].weight, model.map_head[-1].weight)
-    assert not any(p.requires_grad for p in averaged.parameters())
-
-
-@pytest.mark.parametrize("cut", [2, 6])
-def test_a_fit_that_was_cut_in_two_ends_where_a_whole_one_does(cut: int, tmp_path: Path) -> None:
-    images, first, second = [photograph("grass")], trainer(8), trainer(8)
-    whole = train(trainer(8), images, 8, batch=4)
-    train(first, images, cut, batch=4)
-    first.save(tmp_path)
-    assert second.resume(tmp_path)
-    for x, y in zip(whole.state_dict().values(), train(second, images, 8, batch=4).state_dict().values(), strict=True):
-        assert torch.equal(x, y)
-
-
-def test_both_losses_fall_on_a_real_texture() -> None:
-    this, brick = trainer(100), photograph("brick")
-    unseen = torch.from_numpy(crops([brick[:, 256:]], 40, np.random.default_rng(9), TINY.tile_px))
-
-    def losses(network: Trainer, progress: float) -> tuple[float, float]:
-        with torch.no_grad():
-            loss, error = network.model.loss(unseen, np.random.default_rng(0), progress)
-        return float(loss), float(error)
-
-    fresh = losses(this, 0.0)
-    train(this, [brick[:, :256]], round(100 * STAGE_2_FROM))
-    masked, before = losses(this, 0.0), losses(this, STAGE_2_FROM)
-    train(this, [brick[:, :256]], 100)
-    after = losses(this, STAGE_2_FROM)
-    assert masked[0] < fresh[0] - 0.2
-    assert masked[1] < 0.8 * fresh[1]
-    assert after[0] < 0.6 * before[0]
-    assert after[1] < 0.6 * before[1]
-
-
-def dots() -> Pixels:
-    """The second product: a dark plate with bright holes, 256 x 512."""
-    y, x = np.mgrid[:256, :512]
-    holes = 110 / (1 + np.exp(np.hypot((x % 16) - 8, (y % 16) - 8) - 4.5))
-    return np.clip(60 + holes + np.random.default_rng(2).normal(0, 4, x.shape), 0, 255).astype(np.uint8)
-
-
-PRODUCTS = {"weave": stripes, "plate": dots}
-
-
-@cache
-def fitted_on_two_products() -> Mala:
-    a = TINY.model_copy(update={"depth": 1, "width": 48, "balance_width": 48})
-    return train(trainer(500, a, 1.2e-2), [draw()[:, :256] for draw in PRODUCTS.values()], 500)
-
-
-@pytest.mark.parametrize("product", PRODUCTS)
-def test_one_model_ranks_small_faint_defects_of_two_products_above_good_tiles(product: str) -> None:
-    rng, network, image, px = np.random.default_rng(3), fitted_on_two_products(), PRODUCTS[product]()[:, 256:], 32
-    good = crops([image], 60, rng, px)
-    bad = np.stack([with_defect(tile, rng) for tile in crops([image], 60, rng, px)])
-    mean = crops([image], 60, rng, px).mean(0) / np.float32(255)
-    truth = [0] * len(good) + [1] * len(bad)
-    ours = roc_auc_score(truth, np.concatenate([answer(network, x)[..., 1].max((1, 2)) for x in (good, bad)]))
-    trivial = roc_auc_score(truth, np.concatenate([distance(x, mean) for x in (good, bad)]))
-    assert ours > 0.75
-    assert ours > trivial + 0.1
-
-
-def distance(tiles: Pixels, mean: Numbers) -> Numbers:
-    """Of tiles [N, h, w, 1] from a mean image [h, w, 1], smoothed as other engines smooth: the maximum, [N]."""
-    repainted = np.broadcast_to(mean, tiles.shape).astype(np.float32)
-    return error_map(tiles, repainted, ENGINES["sdc"].error_map).max((1, 2))
-
-
-def test_what_is_shown_is_the_product_and_not_its_defect() -> None:
-    rng, network = np.random.default_rng(4), fitted_on_two_products()
-    good = crops([stripes()[:, 256:]], 20, rng, 32)
-    repainted = answer(network, good)[..., :1]
-    assert np.abs(repainted - good / 255).mean() < 0.3 * good.std() / 255
-
-
 def by_onnxruntime(graph: bytes, tiles: Pixels) -> Numbers:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
@@ -419,17 +258,3 @@ def test_architectures_that_cannot_be_are_refused(wrong: dict[str, object], mess
 def test_architectures_survive_a_manifest() -> None:
     for a in (*VARIANTS.values(), MALA_EDGE, MALA_PAPER):
         assert MalaArchitecture.model_validate_json(a.model_dump_json()) == a
-
-
-@pytest.mark.timeout(2400)
-def test_a_real_fabric_is_told_from_its_defects_better_than_by_the_mean_good_image() -> None:
-    images, px = real_images("aitex/fabric02"), MALA_EDGE.tile_px
-    network = train(trainer(400, MALA_EDGE), images.fit, 400, batch=16)
-    mean = (np.mean(images.fit, 0) / 255).astype(np.float32)[..., None]
-    ours, trivial = [], []
-    for image in (*images.good, *images.bad):
-        tiles = image.reshape(256 // px, px, 256 // px, px).swapaxes(1, 2).reshape(-1, px, px, 1)
-        ours.append(float(answer(network, tiles)[..., 1].max()))
-        trivial.append(float(distance(image[None, ..., None], mean)[0]))
-    truth = [0] * len(images.good) + [1] * len(images.bad)
-    assert roc_auc_score(truth, ours) > roc_auc_score(truth, trivial)

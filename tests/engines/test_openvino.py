@@ -153,6 +153,14 @@ def test_weights_that_lie_beside_the_graph_tell_networks_apart(bundle: Bundle) -
     assert network_sha256(other) != network_sha256(manifest)
 
 
+def test_a_mask_plan_of_its_own_tells_networks_of_one_graph_apart(bundle: Bundle) -> None:
+    """The index sets are inputs of the graph: a network with a local context has the same file as one without."""
+    manifest = bundle.manifest
+    near = manifest.architecture.model_copy(update={"context": 1})
+    assert near != manifest.architecture
+    assert network_sha256(manifest.model_copy(update={"architecture": near})) != network_sha256(manifest)
+
+
 def test_a_cache_that_cannot_be_written_costs_nothing_else(bundle: Bundle, tmp_path: Path) -> None:
     expected = answer(load(bundle, tmp_path / "kept"), bundle)
     (tmp_path / "file").write_bytes(b"")
@@ -167,7 +175,7 @@ def test_kept_models_do_not_pile_up(bundle: Bundle, tmp_path: Path, monkeypatch:
     for threads in (2, 1, 3):  # 1 is used again before there is one too many
         load(bundle, tmp_path, threads=threads)
     assert {stored.manifest.key.threads for stored in EngineCache(tmp_path).everything()} == {1, 3}
-    monkeypatch.setattr(compiling, "COMPILED_BYTES", size)
+    monkeypatch.setattr(compiling, "COMPILED_BYTES", 1000)
     load(bundle, tmp_path, threads=4)
     assert {stored.manifest.key.threads for stored in EngineCache(tmp_path).everything()} == {1, 3}, "4 is too large"
 

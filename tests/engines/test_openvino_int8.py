@@ -25,7 +25,7 @@ from engines.backends import build_engine, open_backend
 from engines.backends.cache import EngineCache, Stored
 from engines.backends.manifest import Verification
 from engines.backends.openvino import OpenVinoBackend, instruction_set
-from engines.backends.openvino.compiling import _layers, key_of, network_graph, static_model
+from engines.backends.openvino.compiling import key_of, layers, network_graph, static_model
 from engines.backends.openvino.int8 import build_for, from_bytes, quantise
 from engines.backends.verify import TOLERANCES, Samples, Tolerance, answers, reference, verify
 from engines.bundle import GRAPH, Bundle, Manifest, SmoothedMap, SsimL1Map
@@ -105,7 +105,7 @@ def in_products(model: Any) -> Counter[str]:
     """How many products OpenVINO runs in which precision."""
     compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     kinds = ("FullyConnected", "MatMul", "Convolution", "Deconvolution")
-    return Counter(precision for kind, precision in _layers(compiled) if kind in kinds)
+    return Counter(precision for kind, precision in layers(compiled) if kind in kinds)
 
 
 def load(bundle: Bundle, cache: EngineCache, *, verified_only: bool = True, batch: int = 1) -> OpenVinoBackend:
@@ -246,7 +246,7 @@ def test_from_the_command_line_it_is_built_compared_and_served(
     assert result.exception is None
     built, compared = result.stdout.splitlines()
     assert built.startswith(f"{plan_of(bundle)} int8 for {instruction_set()[:4]}")
-    assert re.search(r"% of 6 decisions equal: passed$", compared)
+    assert re.search(r"% of 6 decisions equal, [\d.]+ times as fast as f32: passed$", compared)
     line = open_backend("openvino")
     line.load(bundle, plan_of(bundle), precision="int8", threads=1, batch=1)
     assert line.describe().precision == "int8"

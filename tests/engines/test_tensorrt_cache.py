@@ -162,7 +162,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 def test_where_engines_lie(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("CACHE_DIRECTORY", "XDG_CACHE_HOME"):
+    for name in ("MASKLINE_CACHE_DIR", "CACHE_DIRECTORY", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", "/home/x")
     assert default_folder() == Path("/home/x/.cache/maskline/engines")

@@ -33,6 +33,7 @@ __all__ = [
     "import_openvino",
     "instruction_set",
     "key_of",
+    "layers",
     "network_graph",
     "require_precision",
     "static_model",
@@ -43,7 +44,7 @@ PRECISIONS = {"f32": "FP32", "bf16": "BF16", "int8": "INT8"}
 REVISION = 1
 """Raised with every change to `static_model` or to `int8.quantise` that makes another graph from the same bundle."""
 COMPILED_BYTES = 2_000_000_000
-"""So much room may all compiled models take up that were kept for the next start; one alone, a half of it."""
+"""So much room may all models take up that are kept for the next start; the weights of one alone, a half of it."""
 PRODUCTS = ("FullyConnected", "MatMul", "Convolution", "Deconvolution")
 """Layers, as OpenVINO calls them in what it runs."""
 _ISA = (
@@ -126,21 +127,26 @@ def compile_kept(key: EngineKey, name: str, make: Callable[[], Any], cache: Engi
         compiled = _core().import_model(cache.read(stored), "CPU", properties)
         cache.mark_used(stored)
         return compiled
-    compiled = _core().compile_model(make(), "CPU", properties)
-    model = compiled.export_model().getvalue()
-    if len(model) <= COMPILED_BYTES // 2:
-        manifest = EngineManifest(
-            key=key,
-            bundle=name,
-            engine_sha256=hashlib.sha256(model).hexdigest(),
-            engine_bytes=len(model),
-            graph_sha256=key.model_sha256,
-            built=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        )
-        with contextlib.suppress(ResourceError):
-            cache.store(manifest, model)
-            cache.shrink(COMPILED_BYTES)
+    model = make()
+    compiled = _core().compile_model(model, "CPU", properties)
+    if sum(op.get_byte_size() for op in model.get_ops() if op.get_type_name() == "Constant") <= COMPILED_BYTES // 2:
+        _keep(compiled, key, name, cache)  # of what is larger no copy is made either
     return compiled
+
+
+def _keep(compiled: Any, key: EngineKey, name: str, cache: EngineCache) -> None:
+    model = compiled.export_model().getvalue()
+    manifest = EngineManifest(
+        key=key,
+        bundle=name,
+        engine_sha256=hashlib.sha256(model).hexdigest(),
+        engine_bytes=len(model),
+        graph_sha256=key.model_sha256,
+        built=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+    with contextlib.suppress(ResourceError):
+        cache.store(manifest, model)
+        cache.shrink(COMPILED_BYTES)
 
 
 def network_graph(bundle: Bundle) -> bytes | Path:
@@ -174,12 +180,12 @@ def cores_less_one() -> int:
 
 def effective_precision(compiled: Any) -> str:
     """What products are computed in, as OpenVINO says of what it compiled: "int8" if any of them has 8-bit operands."""
-    if any(kind in PRODUCTS and precision in ("i8", "u8") for kind, precision in _layers(compiled)):
+    if any(kind in PRODUCTS and precision in ("i8", "u8") for kind, precision in layers(compiled)):
         return "int8"
     return str(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name())
 
 
-def _layers(compiled: Any) -> Iterator[tuple[str, str]]:
+def layers(compiled: Any) -> Iterator[tuple[str, str]]:
     """Kind and precision of everything that runs."""
     for layer in compiled.get_runtime_model().get_ops():
         about = layer.get_rt_info()
