@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -151,6 +152,19 @@ def test_weights_that_lie_beside_the_graph_tell_networks_apart(bundle: Bundle) -
     manifest = bundle.manifest
     other = manifest.model_copy(update={"files": {**manifest.files, WEIGHTS: "1" * 64}})
     assert network_sha256(other) != network_sha256(manifest)
+
+
+def test_a_bundle_that_was_tampered_with_is_refused_also_where_a_compiled_model_is_kept(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(bundle.path, folder)
+    copied = load_bundle(folder)
+    load(copied, tmp_path / "kept")
+    graph = folder / GRAPH
+    graph.write_bytes(graph.read_bytes()[:-1] + b"x")
+    with pytest.raises(BundleError, match="sha256 is"):
+        load(copied, tmp_path / "kept")
 
 
 def test_a_mask_plan_of_its_own_tells_networks_of_one_graph_apart(bundle: Bundle) -> None:

@@ -108,9 +108,10 @@ class OpenVinoBackend:
         """How to make the model of `key`, the hash that names it, and OpenVINO's version with the hash of an int8
         graph: one that was quantised with other images rounds otherwise, and thresholds with it."""
         self.stored = None
+        network = network_graph(bundle)  # its hash is checked here, also where what was kept is served
         if key.precision != "int8":
             constants = plan_inputs(require_network(bundle, "openvino"), key.plan)
-            return lambda: static_model(network_graph(bundle), constants, key.tiles), key.model_sha256, key.version
+            return lambda: static_model(network, constants, key.tiles), key.model_sha256, key.version
         self.stored, graph = find_built(self.cache, bundle, key)
         if self._verified_only:
             require_verified(self.stored, command("verify", bundle, key))
