@@ -10,7 +10,12 @@ import numpy.typing as npt
 
 from edge.errors import MasklineError
 
-__all__ = ["Constants", "Graph", "Node", "import_onnx", "static_graph"]
+__all__ = ["MEASURING", "Constants", "Graph", "Node", "import_onnx", "static_graph"]
+
+MEASURING = ("/model/error/", "/model/feature/", "/model/lite0/", "/model/wider.")
+"""How names of nodes begin that measure small differences, and those of the features that they measure, after the
+modules of `engines.retouch`. They stay float32, whatever precision an engine has: in half of it a good deal of a
+difference is rounding, and with 8-bit features 10 of 24 decisions changed (docs/tensorrt.md)."""
 
 Constants = Mapping[str, npt.NDArray[np.int32]]
 """Inputs of a graph that become constants, by name (`engines.plans.plan_inputs`)."""

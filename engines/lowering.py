@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engines.graphs import Graph, Node
+from engines.graphs import MEASURING, Graph, Node
 
 __all__ = ["Flow", "Ranges", "lower"]
 
@@ -63,22 +63,26 @@ class Flow:
         for node in graph.node:
             if node.op_type == "Shape" or fixed.issuperset(node.input):
                 fixed.update(node.output)  # the same for every tile, products among them
-            elif node.op_type in PRODUCTS or not deep.isdisjoint(node.input):
+            elif _is_product(node) or not deep.isdisjoint(node.input):
                 deep.update(node.output)
         for node in reversed(graph.node):
-            later = node.op_type in PRODUCTS and not deep.isdisjoint(node.input)
+            later = _is_product(node) and not deep.isdisjoint(node.input)
             if later or not ahead.isdisjoint(node.output):
                 ahead.update(node.input)
         return cls(*map(frozenset, (floats, weights, deep, ahead)))
 
     def later_product(self, node: Node) -> bool:
         """Whether this is a product, and not the first one on its way."""
-        return node.op_type in PRODUCTS and not self.deep.isdisjoint(node.input)
+        return _is_product(node) and not self.deep.isdisjoint(node.input)
 
     def quantised(self, node: Node) -> bool:
         """Whether "int8" gives this product 8-bit operands: it has constant weights, and is neither first nor last."""
         weighted = node.op_type in WEIGHT_AXIS and node.input[1] in self.weights
         return weighted and self.later_product(node) and not self.ahead.isdisjoint(node.output)
+
+
+def _is_product(node: Node) -> bool:
+    return node.op_type in PRODUCTS and not node.name.startswith(MEASURING)
 
 
 class _Lowering:

@@ -6,7 +6,8 @@ A bundle's float32 graph becomes, for one mask plan and one batch size:
 * "f32": the same graph, with the plan's index sets as int32 constants and a fixed batch.
 * "f16", "bf16": products (matrices, convolutions) and all between them in half precision. These stay float32: the
   pixel arithmetic up to the first product (little is left of a bright flat tile when its mean is taken off, and in half
-  precision most of that is rounding), what follows the last product, and sums and powers. LayerNormalization stays one
+  precision most of that is rounding), what follows the last product, what measures small differences
+  (`engines.graphs.MEASURING`; none of its products counts), and sums and powers. LayerNormalization stays one
   operator, for which TensorRT has a kernel with float32 inside; taken apart, its squares overflow half precision.
 * "int8": as "f16", and products with constant weights have 8-bit operands, but for the first and the last: symmetric,
   weights per output channel, activations per tensor up to the largest value of calibration tiles (`observe_ranges`).
@@ -25,7 +26,7 @@ from engines.lowering import Flow, Ranges, lower
 __all__ = ["PRECISIONS", "TYPING", "observe_ranges", "typed_graph"]
 
 PRECISIONS = ("f32", "f16", "bf16", "int8")
-TYPING = 1
+TYPING = 2
 """Raised with every change that makes another graph from the same bundle: engines built before are stale then."""
 QUANTISED_OPSET = 19
 """The first in which QuantizeLinear takes half precision."""

@@ -137,7 +137,7 @@ def test_what_is_shown_is_the_product_and_not_its_defect() -> None:
 @pytest.mark.timeout(2400)
 def test_a_real_fabric_is_told_from_its_defects_better_than_by_the_mean_good_image() -> None:
     images, px = real_images("aitex/fabric02"), MALA_EDGE.tile_px
-    network = train(trainer(400, MALA_EDGE), images.fit, 400, batch=16)
+    network = train(trainer(400, MALA_EDGE, 8e-3), images.fit, 400, batch=16)
     mean = (np.mean(images.fit, 0) / 255).astype(np.float32)[..., None]
     ours, trivial = [], []
     for image in (*images.good, *images.bad):
@@ -145,4 +145,4 @@ def test_a_real_fabric_is_told_from_its_defects_better_than_by_the_mean_good_ima
         ours.append(float(answer(network, tiles)[..., 1].max()))
         trivial.append(float(distance(image[None, ..., None], mean)[0]))
     truth = [0] * len(images.good) + [1] * len(images.bad)
-    assert roc_auc_score(truth, ours) > roc_auc_score(truth, trivial)
+    assert roc_auc_score(truth, ours) > roc_auc_score(truth, trivial) + 0.02

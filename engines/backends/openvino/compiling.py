@@ -41,7 +41,7 @@ __all__ = [
 
 PRECISIONS = {"f32": "FP32", "bf16": "BF16", "int8": "INT8"}
 """What can be asked for, and the capability that a CPU must report for it."""
-REVISION = 1
+REVISION = 2
 """Raised with every change to `static_model` or to `int8.quantise` that makes another graph from the same bundle."""
 COMPILED_BYTES = 2_000_000_000
 """So much room may all models take up that are kept for the next start; the weights of one alone, a half of it."""

@@ -30,6 +30,7 @@ from engines.backends.cache import EngineCache, Stored
 from engines.backends.manifest import EngineKey, EngineManifest, Quantised, command
 from engines.backends.openvino.compiling import import_openvino, network_graph, static_model
 from engines.bundle import Bundle
+from engines.graphs import MEASURING
 from engines.plans import plan_inputs
 
 __all__ = ["build_for", "find_built", "from_bytes", "quantise"]
@@ -91,7 +92,7 @@ def quantise(model: Any, tiles: NDArray[np.uint8]) -> bytes:
     (SmoothQuant). Raises MasklineError without NNCF.
     """
     nncf = _import_nncf()
-    _number(model)
+    measuring = _number(model)
     batch = model.input(0).shape[0]
     rows = np.resize(np.arange(len(tiles)), (-(-len(tiles) // batch), batch))  # the last batch starts again in front
     transformer = any(op.get_type_name() == "Softmax" for op in model.get_ops())
@@ -103,7 +104,7 @@ def quantise(model: Any, tiles: NDArray[np.uint8]) -> bytes:
             subset_size=len(rows),
             target_device=nncf.TargetDevice.CPU,
             model_type=nncf.ModelType.TRANSFORMER if transformer else None,
-            ignored_scope=nncf.IgnoredScope(names=_left_alone(model), validate=False),
+            ignored_scope=nncf.IgnoredScope(names=_left_alone(model, measuring), validate=False),
         )
     return _to_bytes(quantised)
 
@@ -124,26 +125,32 @@ def _to_bytes(model: Any) -> bytes:
         return len(text).to_bytes(8, "little") + text + weights.read_bytes()
 
 
-def _number(model: Any) -> None:
-    """Gives operations numbers for names: in the names that OpenVINO makes up it counts on from model to model."""
+def _number(model: Any) -> set[str]:
+    """Gives operations numbers for names, for in the names that OpenVINO makes up it counts on from model to model;
+    returns those of the operations that measure (`engines.graphs.MEASURING`)."""
+    measuring = set[str]()
     for number, op in enumerate(model.get_ordered_ops()):
+        if op.get_friendly_name().startswith(MEASURING):
+            measuring.add(str(number))
         op.set_friendly_name(str(number))
+    return measuring
 
 
-def _left_alone(model: Any) -> list[str]:
+def _left_alone(model: Any, measuring: set[str]) -> list[str]:
     """Names of the operations that stay in float32: all but products that are neither the first nor the last on their
-    way. `engines.lowering.Flow` says the same of ONNX."""
+    way, those that measure not counted. `engines.lowering.Flow` says the same of ONNX."""
     ops = [(op.get_friendly_name(), op.get_type_name(), _sources(op)) for op in model.get_ordered_ops()]
+    products = {name for name, kind, _ in ops if kind in PRODUCTS} - measuring
     fixed, deep, ahead = set[str](), set[str](), set[str]()
     for name, kind, sources in ops:
         if kind in ("Constant", "ShapeOf") or (sources and fixed.issuperset(sources)):
             fixed.add(name)  # the same for every tile, products among them
-        elif kind in PRODUCTS or not deep.isdisjoint(sources):
+        elif name in products or not deep.isdisjoint(sources):
             deep.add(name)  # made from a product
-    for name, kind, sources in reversed(ops):
-        if name in ahead or (kind in PRODUCTS and not deep.isdisjoint(sources)):
+    for name, _, sources in reversed(ops):
+        if name in ahead or (name in products and not deep.isdisjoint(sources)):
             ahead.update(sources)  # goes into a product of what another one made
-    inner = {n for n, kind, sources in ops if kind in PRODUCTS and n in ahead and not deep.isdisjoint(sources)}
+    inner = {name for name, _, sources in ops if name in products & ahead and not deep.isdisjoint(sources)}
     return [name for name, _, _ in ops if name not in inner and name not in fixed]
 
 
