@@ -68,7 +68,7 @@ class MalaArchitecture(BaseModel):
 
 
 MALA_PAPER = MalaArchitecture(channels=3)
-"""ViT-B with He et al.'s decoder, for a GPU."""
+"""ViT-B with He et al.'s decoder, for a GPU: 114 million parameters, 47 GFLOP for a tile of 224 x 224."""
 
 MALA_EDGE = MalaArchitecture(
     tile_px=64,
@@ -86,4 +86,4 @@ MALA_EDGE = MalaArchitecture(
     balance_width=64,
     pool_px=9,
 )
-"""Fits in minutes on two cores."""
+"""Fits in minutes on two cores: 0.35 million parameters, 0.28 GFLOP for a tile of 64 x 64."""
