@@ -9,14 +9,18 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from engine_helpers import TINY
 from onnx import TensorProto, helper, numpy_helper
 
-from engines.architecture import MaeArchitecture
+from engines.architecture import MaeArchitecture, RetouchArchitecture
 from engines.backends.openvino import compile_graph
 from engines.backends.tensorrt.estimate import rounded_answers
 from engines.bundle import ZOO, Bundle, load_bundle
+from engines.export import to_onnx
+from engines.graphs import MEASURING
 from engines.plans import plan_inputs
 from engines.precision import PRECISIONS, observe_ranges, typed_graph
+from engines.retouch import Retouch
 from engines.textures import canvas
 
 PLAN = "x16"
@@ -239,6 +243,20 @@ def test_a_single_pass_network_is_typed_too(precision: str, pool: bool) -> None:
     assert all(types[n.input[0]] == FLOAT for n in model.graph.node if n.op_type in ("ReduceMean", "Sigmoid"))
     expected = by_onnxruntime(typed_graph(raw, {}, 1, "f32"), tiles)
     np.testing.assert_allclose(by_openvino(graph, tiles), expected, atol=2e-2 if precision == "int8" else 4e-3)
+
+
+@pytest.mark.parametrize("precision", ["f16", "bf16"])
+def test_what_measures_small_differences_stays_float32(precision: str) -> None:
+    a = RetouchArchitecture(pixels=TINY.model_copy(update={"depth": 1, "decoder_depth": 1}), sigmas_px=(1.0,))
+    graph = typed_graph(to_onnx(Retouch(a).eval()), plan_inputs(a, PLAN), 1, precision)
+    model, types = types_of(graph)
+    products = [node for node in model.graph.node if node.op_type in ("Conv", "MatMul")]
+    for part in MEASURING:
+        measuring = [node for node in products if node.name.startswith(part)]
+        assert measuring, f"no module of retouch is called {part}"
+        assert {types[name] for node in measuring for name in (*node.input, *node.output)} == {FLOAT}
+    repainting = [node for node in products if not node.name.startswith(MEASURING)]
+    assert Counter(types[node.output[0]] for node in repainting).most_common(1)[0][0] in (F16, BF16)
 
 
 def test_an_estimate_rounds_every_tensor() -> None:
