@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -30,6 +31,24 @@ def configure_logs(process: str) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level if isinstance(level, int) else logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(_StandardError()),
     )
     structlog.contextvars.bind_contextvars(process=process)
+
+
+class _StandardError(io.TextIOBase):
+    """Standard error, where a full disk or a reader that went away costs the event and never the process."""
+
+    def __init__(self) -> None:
+        self._lost = 0
+
+    def write(self, text: str) -> int:
+        """Write whole lines; those that cannot be written are counted, and the count comes before the next ones."""
+        head = f'\n{{"event": "events_lost", "count": {self._lost}}}\n' if self._lost else ""
+        data = (head + text).encode("utf-8", "backslashreplace")
+        try:
+            whole = os.write(2, data) == len(data)
+        except OSError:
+            whole = False
+        self._lost = 0 if whole else self._lost + text.count("\n")
+        return len(text)
