@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
 import platform
 import sys
@@ -135,7 +136,9 @@ def compile_kept(key: EngineKey, name: str, make: Callable[[], Any], cache: Engi
 
 
 def _keep(compiled: Any, key: EngineKey, name: str, cache: EngineCache) -> None:
-    model = compiled.export_model().getvalue()
+    stream = io.BytesIO()
+    compiled.export_model(stream)
+    model = stream.getvalue()
     manifest = EngineManifest(
         key=key,
         bundle=name,
