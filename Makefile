@@ -34,7 +34,7 @@ demo: $(VENV)/.installed
 	@$(BIN)/maskline demo $(DEMO)
 
 test: $(VENV)/.installed-$(EXTRAS)
-	@$(BIN)/python -m pytest $(TESTS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 lint: $(VENV)/.installed-$(EXTRAS)
 	@$(BIN)/ruff check .

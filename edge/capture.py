@@ -63,7 +63,10 @@ class Capture:
         """Tell the gate at once: from now on an answer is owed."""
         self.at_ns, self._next_number = event.at_ns, event.number + 1
         self._owes_frame = not event.missed
-        self.worker.send(GATE, Trigger(self.station.name, event.number, event.at_ns, event.missed))
+        trigger = Trigger(
+            self.station.name, event.number, event.at_ns, event.missed, count=event.count, part_id=event.part_id
+        )
+        self.worker.send(GATE, trigger)
 
     def on_frame(self, event: Exposed) -> None:
         """Put the frame into a slot and send it on its way, or say why it cannot be inspected."""

@@ -209,6 +209,8 @@ class Gate:
                     line=self.recipe.line,
                     lane=said.lane,
                     part=said.number,
+                    part_id=said.part_id,
+                    count=said.count,
                     decision=said.decision,
                     reason=said.reason,
                     late=late,
@@ -234,7 +236,8 @@ class Gate:
     def _trigger_rows(self, turn: Turn, run: int) -> list[tuple[object, ...]]:
         utc_ns = time.time_ns()
         return [
-            (run, t.station, t.number, self.ledger.lane_of(t.station), t.at_ns, utc_ns, t.missed) for t in turn.triggers
+            (run, t.station, t.number, self.ledger.lane_of(t.station), t.at_ns, utc_ns, t.missed, t.count, t.part_id)
+            for t in turn.triggers
         ]
 
     def _bind(self) -> zmq.Socket[bytes]:
@@ -270,7 +273,8 @@ class Gate:
                 views,
                 first.at_ns,
                 first.at_ns,
-                first.seen_utc_ns,
+                part_id=next((t.part_id for t in triggers if t.part_id is not None), None),
+                seen_utc_ns=first.seen_utc_ns,
             )
             self.settle(Turn(answers=[answer]), run)
         if parts:
@@ -303,7 +307,7 @@ def _insert(
 ) -> None:
     """Write one turn's rows, in the caller's transaction, in place of any verdict that was not published."""
     db.execute("DELETE FROM verdicts WHERE seq > ?", (published,))
-    db.executemany("INSERT INTO triggers VALUES (?,?,?,?,?,?,?)", triggers)
+    db.executemany("INSERT INTO triggers VALUES (?,?,?,?,?,?,?,?,?)", triggers)
     now_ns = time.monotonic_ns()
     db.executemany(
         "INSERT INTO late_results VALUES (?,?,?,?,?,?,?,?)",

@@ -26,7 +26,7 @@ from edge.errors import LineBusyError, ResourceError
 
 __all__ = ["Journal", "JournalFullError", "OpenTrigger", "boot_id", "open_for_reading"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 CHECKPOINT_COMMITS = 1000
 WAIT_FOR_CHECKPOINT_COMMITS = 4000
 """A log that is copied while commits go on is never copied whole, so it never starts over and grows. From here on the
@@ -42,7 +42,8 @@ CREATE TABLE runs (
     recipe_sha256 TEXT NOT NULL, recipe TEXT NOT NULL);
 CREATE TABLE triggers (
     run INTEGER NOT NULL, station TEXT NOT NULL, number INTEGER NOT NULL, lane TEXT NOT NULL, at_ns INTEGER NOT NULL,
-    seen_utc_ns INTEGER NOT NULL, missed INTEGER NOT NULL, PRIMARY KEY (run, station, number)) WITHOUT ROWID;
+    seen_utc_ns INTEGER NOT NULL, missed INTEGER NOT NULL, count INTEGER, part_id INTEGER,
+    PRIMARY KEY (run, station, number)) WITHOUT ROWID;
 CREATE TABLE verdicts (
     seq INTEGER PRIMARY KEY, run INTEGER NOT NULL, lane TEXT NOT NULL, part INTEGER NOT NULL, decision TEXT NOT NULL,
     reason TEXT, late INTEGER NOT NULL, score REAL, threshold REAL, trigger_ns INTEGER NOT NULL,
@@ -67,6 +68,7 @@ class OpenTrigger(NamedTuple):
     lane: str
     at_ns: int
     seen_utc_ns: int
+    part_id: int | None
 
 
 def boot_id() -> str:
@@ -195,7 +197,8 @@ class Journal:
     def open_triggers(self) -> list[OpenTrigger]:
         """Every trigger that was seen and never answered, oldest first."""
         rows = self._db.execute(
-            "SELECT t.run, t.station, t.number, t.lane, t.at_ns, t.seen_utc_ns FROM triggers t LEFT JOIN verdicts v "
+            "SELECT t.run, t.station, t.number, t.lane, t.at_ns, t.seen_utc_ns, t.part_id "
+            "FROM triggers t LEFT JOIN verdicts v "
             "ON v.run = t.run AND v.lane = t.lane AND v.part = t.number WHERE v.seq IS NULL ORDER BY t.run, t.at_ns"
         )
         return [OpenTrigger(*row) for row in rows]

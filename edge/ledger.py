@@ -30,12 +30,22 @@ class Part:
     lane: str
     number: int
     expected: tuple[str, ...]
-    triggered: dict[str, int] = field(default_factory=dict)  # station -> monotonic ns
+    triggers: dict[str, Trigger] = field(default_factory=dict)  # by station
     results: dict[str, ViewResult] = field(default_factory=dict)
 
     @property
     def first_ns(self) -> int:
-        return min(self.triggered.values())
+        return min(t.at_ns for t in self.triggers.values())
+
+    @property
+    def count(self) -> int | None:
+        """The encoder's count at the lane's first station: all views have their own, and this one always counts."""
+        first = self.triggers.get(self.expected[0])
+        return first.count if first else None
+
+    @property
+    def part_id(self) -> int | None:
+        return next((t.part_id for t in self.triggers.values() if t.part_id is not None), None)
 
     @property
     def complete(self) -> bool:
@@ -55,6 +65,8 @@ class Answer:
     views: list[ViewResult]
     trigger_ns: int
     deadline_ns: int
+    count: int | None = None
+    part_id: int | None = None
     seen_utc_ns: int | None = None  # where monotonic times of another boot say nothing
 
 
@@ -158,15 +170,15 @@ class Ledger:
             self.counters["late_views"] += 1
             return
         part = self._open.setdefault((lane, trigger.number), Part(lane, trigger.number, self._views[lane]))
-        part.triggered[trigger.station] = trigger.at_ns
+        part.triggers[trigger.station] = trigger
         if trigger.missed:
             self.counters["missed_triggers"] += 1
             part.results[trigger.station] = _unanswered(trigger.station, part, Reason.MISSED_FRAME)
 
     def _due_ns(self, part: Part) -> int:
         """The deadline runs from the last expected view; a view that does not come is waited for until its timeout."""
-        if len(part.triggered) == len(part.expected):
-            return max(part.triggered.values()) + self._deadline_ns
+        if len(part.triggers) == len(part.expected):
+            return max(t.at_ns for t in part.triggers.values()) + self._deadline_ns
         return part.first_ns + self._view_timeout_ns + self._deadline_ns
 
     def _closing_ns(self, part: Part) -> int:
@@ -175,7 +187,7 @@ class Ledger:
     def _fill(self, part: Part, reason: Reason) -> None:
         for station in part.expected:
             if station not in part.results:
-                missing = reason is Reason.DEADLINE and station not in part.triggered
+                missing = reason is Reason.DEADLINE and station not in part.triggers
                 part.results[station] = _unanswered(station, part, Reason.MISSING_VIEW if missing else reason)
 
     def _close(self, part: Part) -> Answer:
@@ -196,11 +208,14 @@ class Ledger:
             views=views,
             trigger_ns=part.first_ns,
             deadline_ns=deadline_ns,
+            count=part.count,
+            part_id=part.part_id,
         )
 
 
 def _unanswered(station: str, part: Part, reason: Reason) -> ViewResult:
-    at_ns = part.triggered.get(station, part.first_ns if part.triggered else 0)
+    trigger = part.triggers.get(station)
+    at_ns = trigger.at_ns if trigger else part.first_ns
     return ViewResult(station, part.number, at_ns, Decision.UNINSPECTED, reason)
 
 

@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import sys
+from typing import TextIO, cast
 
 import structlog
 
@@ -31,7 +32,7 @@ def configure_logs(process: str) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level if isinstance(level, int) else logging.INFO),
-        logger_factory=structlog.WriteLoggerFactory(_StandardError()),
+        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, _StandardError())),
     )
     structlog.contextvars.bind_contextvars(process=process)
 

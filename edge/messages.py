@@ -53,6 +53,8 @@ class Trigger:
     number: int
     at_ns: int  # monotonic clock
     missed: bool = False  # inferred from a gap: no image will follow
+    count: int | None = None  # of the line's encoder
+    part_id: int | None = None  # where a PLC gives parts their ids
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,8 @@ class Verdict:
     line: str
     lane: str
     part: int
+    part_id: int | None  # what the PLC calls it
+    count: int | None  # of the line's encoder, at the trigger of the lane's first station
     decision: Decision
     reason: Reason | None
     late: bool  # past its deadline when it was decided: nobody may act on it but by rejecting

@@ -37,7 +37,7 @@ def marker_recipe(
     mode: str = "live",
     triggers: str = "inferred",
     deadline_ms: int = 1000,
-    slots: int = 4,
+    slots: int = 32,
     extra: str = "",
 ) -> Path:
     """Write a recipe whose frames carry their part number and truth."""

@@ -34,6 +34,8 @@ class Triggered:
     number: int
     at_ns: int  # monotonic clock of the host
     missed: bool = False  # inferred from a gap in the frame ids: there will be no image
+    count: int | None = None  # of the line's encoder at the trigger
+    part_id: int | None = None  # where a PLC gives parts their ids
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import sqlite3
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -208,6 +209,20 @@ def test_a_gate_that_follows_answers_what_was_left(runtime_dir: Path, tmp_path: 
         line.until(lambda: line.verdicts)
         assert [(v.part, v.decision, v.seq) for v in line.verdicts] == [(3, Decision.PASS, 4)]
         assert len(journal_verdicts(state)) == 4, "neither a late result nor a late trigger opens a part again"
+
+
+def test_what_a_part_is_called_and_where_it_was_goes_out_with_its_verdict(runtime_dir: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    with hand_gate(recipe(), runtime_dir, state) as line:
+        line.send(
+            replace(trigger(0), count=4711, part_id=65535), good("s0", 0), replace(trigger(1), count=5, part_id=0)
+        )
+        line.until(lambda: line.verdicts and line.gate.ledger.open_parts == 1)
+        assert [(v.count, v.part_id) for v in line.verdicts] == [(4711, 65535)]
+        slab = line.slab
+    with hand_gate(recipe(), runtime_dir, state, slab):
+        left = journal_verdicts(state)[-1]
+        assert (left.reason, left.count, left.part_id) == (Reason.RESTART, None, 0), "nobody finds it by count any more"
 
 
 def test_what_was_left_by_a_station_that_is_gone_is_answered_too(runtime_dir: Path, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def open_journal() -> Iterator[Open]:
 
 def trigger(number: int, station: str = "a", run: int = 1, at_ns: int | None = None) -> Callable[..., object]:
     row = (run, station, number, "lane", number if at_ns is None else at_ns, 5, 0)
-    return lambda db: db.execute("INSERT INTO triggers VALUES (?,?,?,?,?,?,?)", row)
+    return lambda db: db.execute("INSERT INTO triggers VALUES (?,?,?,?,?,?,?,NULL,NULL)", row)
 
 
 def verdict(seq: int, part: int, run: int = 1, payload: bytes = b"x") -> Callable[..., object]:
@@ -108,7 +108,7 @@ from pathlib import Path
 from edge.journal import Journal
 journal = Journal(Path(sys.argv[1]), commit_interval_ms=20, reserve_mib=1)
 for number in range(journal.next_numbers(1).get("a", 0), 1_000_000):
-    journal.write(lambda db: db.execute("INSERT INTO triggers VALUES (1,'a',?,'lane',1,1,0)", (number,)))
+    journal.write(lambda db: db.execute("INSERT INTO triggers VALUES (1,'a',?,'lane',1,1,0,NULL,NULL)", (number,)))
     print(number, flush=True)
 """
 
@@ -176,11 +176,11 @@ def test_a_journal_of_another_schema_is_left_alone(tmp_path: Path, open_journal:
     path = tmp_path / "journal.sqlite"
     open_journal(path).close()
     with closing(sqlite3.connect(path)) as db, db:
-        db.execute("UPDATE meta SET value='2' WHERE key='schema'")
-    with pytest.raises(ResourceError, match=r"journal of schema 2, this maskline writes 1; move it away"):
+        db.execute("UPDATE meta SET value='1' WHERE key='schema'")
+    with pytest.raises(ResourceError, match=r"journal of schema 1, this maskline writes 2; move it away"):
         open_journal(path)
     with closing(sqlite3.connect(path)) as db, db:
-        db.execute("UPDATE meta SET value='1' WHERE key='schema'")
+        db.execute("UPDATE meta SET value='2' WHERE key='schema'")
     open_journal(path)  # and the lock was let go
 
 

@@ -190,6 +190,24 @@ def test_the_score_of_a_part_is_that_of_its_worst_view() -> None:
     assert ledger.due(0)[0].score == 0.6
 
 
+@pytest.mark.parametrize("order", [("s0", "s1"), ("s1", "s0")])
+def test_a_part_is_counted_at_its_first_station_in_whatever_order_its_views_come(order: tuple[str, str]) -> None:
+    ledger = two_views()
+    counts = {"s0": 1000, "s1": 1300}
+    for station in order:
+        ledger.trigger(Trigger(station, 0, 0, count=counts[station], part_id=77 if station == "s1" else None))
+        ledger.result(said(0, station=station))
+    (answer,) = ledger.due(0)
+    assert (answer.count, answer.part_id) == (1000, 77)
+
+
+def test_a_part_whose_first_view_was_missed_has_no_count() -> None:
+    ledger = two_views()
+    ledger.trigger(Trigger("s0", 0, 0, missed=True))
+    ledger.trigger(Trigger("s1", 0, 0, count=1300))
+    assert [a.count for a in ledger.close_all(Reason.STOPPING)] == [None]
+
+
 def test_the_deadline_runs_from_the_last_view() -> None:
     ledger = two_views()
     ledger.trigger(seen(0, at_ms=0))

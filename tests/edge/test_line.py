@@ -93,9 +93,7 @@ def test_stations_that_share_batches_get_each_its_own_answers(
 ) -> None:
     """Tiles of both lie side by side; the marker engine reads no part numbers then, but a bad part is still one."""
     monkeypatch.setenv("MASKLINE__ENGINE__BATCH", "3")
-    recipe = marker_recipe(
-        tmp_path, stations=2, parts=PARTS, rate_hz=20, triggers="independent", deadline_ms=20_000, slots=8
-    )
+    recipe = marker_recipe(tmp_path, stations=2, parts=PARTS, rate_hz=20, triggers="independent", deadline_ms=20_000)
     play(recipe, tmp_path, runtime_dir)
     verdicts = journal_verdicts(tmp_path / "state")
     assert triggers(tmp_path / "state") == {"s0": PARTS, "s1": PARTS}

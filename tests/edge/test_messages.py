@@ -198,7 +198,9 @@ def test_a_field_of_the_wrong_type_is_named(field: str, value: object) -> None:
 
 def test_a_wrong_view_inside_a_verdict_is_refused() -> None:
     verdict = fields_of(
-        Verdict("l", "a", 1, Decision.PASS, None, False, "e", 1, 1, 1, 0.1, 0.2, [], True, "r", "b", 1, 2, 3, 4, 5)
+        Verdict(
+            "l", "a", 1, 7, 8, Decision.PASS, None, False, "e", 1, 1, 1, 0.1, 0.2, [], True, "r", "b", 1, 2, 3, 4, 5
+        )
     )
     with pytest.raises(ProtocolError, match="View without"):
         decode(msgpack.packb({**verdict, "views": [{"station": "a"}]}), Verdict)

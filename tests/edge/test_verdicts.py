@@ -17,8 +17,8 @@ from edge.verdicts import Event, Gap, Refused, Silence, Subscriber
 
 def verdict(topic_seq: int, lane: str = "a", epoch: str = "e1", line: str = "test") -> Verdict:
     return Verdict(
-        line, lane, topic_seq, Decision.PASS, None, False, epoch, topic_seq, topic_seq, 1, 0.1, 0.2, [], True, "r", "b",
-        1, 2, 3, 4, 5,
+        line, lane, topic_seq, None, None, Decision.PASS, None, False, epoch, topic_seq, topic_seq, 1, 0.1, 0.2,
+        [], True, "r", "b", 1, 2, 3, 4, 5,
     )  # fmt: skip
 
 

@@ -130,5 +130,5 @@ def _leave_an_open_trigger(state_dir: Path) -> None:
     """What a gate leaves that dies between a trigger and its verdict; a kill hits that moment only by luck."""
     db = sqlite3.connect(journal_path(state_dir))
     with db:
-        db.execute("INSERT INTO triggers SELECT max(run), 's0', 999999, 's0', 1, 1, 0 FROM runs")
+        db.execute("INSERT INTO triggers SELECT max(run), 's0', 999999, 's0', 1, 1, 0, NULL, NULL FROM runs")
     db.close()
