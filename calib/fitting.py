@@ -76,7 +76,7 @@ class _Seen:
     mean_low: float = 1.0
     mean_high: float = 0.0
     contrast_low: float = 1.0
-    band: float | None = None
+    band: tuple[float, float] | None = None
 
     def maps_of(self, view: GoodView, reconstruction: NDArray[np.float32]) -> NDArray[np.float32]:
         count, height, width, channels = view.tiles.shape
@@ -99,8 +99,9 @@ class _Seen:
         exact = self.tile_scores(view, view.reconstruction)
         self.scores.append(float(exact.max()))
         if view.cheap is not None:
-            difference = float(np.abs(self.tile_scores(view, view.cheap) - exact).max())
-            self.band = max(self.band or 0.0, difference)
+            difference = exact - self.tile_scores(view, view.cheap)
+            low, high = self.band or (0.0, 0.0)
+            self.band = min(low, float(difference.min())), max(high, float(difference.max()))
 
     def tile_scores(self, view: GoodView, reconstruction: NDArray[np.float32]) -> NDArray[np.float64]:
         maps = self.maps_of(view, reconstruction)
@@ -114,8 +115,8 @@ def fit_station(
     Views may have different numbers of tiles.
 
     The first `fit_share` of them give the map's threshold (a quantile of all their judged pixels), the rest one score
-    each, its largest over the tiles. `cascade_band` is the largest difference between a tile's score by the cheap plan
-    and by the exact one on these. Raises CalibrationError when the parts are too few.
+    each, its largest over the tiles. `cascade_band`: how far a tile's score by the exact plan lay below and above that
+    by the cheap one on these. Raises CalibrationError when the parts are too few.
     """
     targets = targets or Targets()
     fitting = max(1, round(count * targets.fit_share))

@@ -16,7 +16,7 @@ from calib.fitting import GoodView, StationSpec, Targets, fit_station
 from calib.pixels import Map
 from calib.run import FLAT_BELOW
 from edge.anomaly import NotFiniteError
-from edge.detector import CHEAP_PLAN, EXACT_PLAN, Detector, load_engine
+from edge.detector import Detector, load_engine
 from edge.errors import BundleError, CalibrationError, RecipeError
 from edge.judge import Judge, provenance
 from edge.padding import pad_mirrored
@@ -27,6 +27,7 @@ from edge.sources.folder import load_image
 from edge.tiling import Box, frame_levels, prepare, resize
 from edge.verdict import Decision
 from engines.bundle import Bundle
+from engines.plans import CHEAP_PLAN, EXACT_PLAN
 
 __all__ = ["Inspection", "Inspector"]
 

@@ -12,13 +12,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from calib.calibration import Calibration
 from calib.fitting import GoodView, StationSpec, Targets, assemble, fit_station
 from calib.good import GoodImages, find_good_images
-from edge.detector import CHEAP_PLAN, Detector, load_engine, open_detectors
+from edge.detector import Detector, load_engine, open_detectors
 from edge.errors import CalibrationError
 from edge.judge import provenance
 from edge.plan import LinePlan, StationPlan, plan_line
 from edge.settings import Recipe
 from edge.tiling import frame_levels, prepare
 from engines.backends import Backend
+from engines.plans import CHEAP_PLAN
 
 __all__ = ["FLAT_BELOW", "calibrate", "progress_bars"]
 

@@ -185,12 +185,16 @@ def _tail_quantile(ordered: NDArray[np.float64], rate: float) -> float:
     return start + m * mean_excess * growth
 
 
-def near_threshold(scores: NDArray[np.float64] | Sequence[float], threshold: float, band: float) -> NDArray[np.bool_]:
-    """Which scores [N] of a cheap plan lie within `band` of the threshold, so that the exact plan must decide them.
+def near_threshold(
+    scores: NDArray[np.float64] | Sequence[float], threshold: float, band: tuple[float, float]
+) -> NDArray[np.bool_]:
+    """Of which scores [N] of a cheap plan the exact plan may decide otherwise, so that it must be asked.
 
-    `band` is the calibration's `cascade_band`: the largest difference between cheap and exact scores of good tiles.
+    `band` is the calibration's `cascade_band`: exact less cheap scores of good tiles, the lowest and the highest, and 0
+    between them. It has a sign because a cheap plan that repaints worse has higher scores, and rarely lower ones.
     """
-    return np.asarray(np.abs(np.asarray(scores, np.float64) - threshold) <= band)
+    cheap, (low, high) = np.asarray(scores, np.float64), band
+    return np.asarray((cheap + low <= threshold) & (cheap + high > threshold))
 
 
 class PixelHistogram:

@@ -27,7 +27,7 @@ __all__ = ["engine"]
 engine = typer.Typer(no_args_is_help=True, help="Build engines (TensorRT, int8 with OpenVINO), compare, prove.")
 
 BundleArgument = Annotated[str, typer.Argument(help="A bundle that ships, or a path.", metavar="BUNDLE")]
-Plans = Annotated[str, typer.Option(help="Mask plans, separated by commas; `cascade` needs x1,x16.")]
+Plans = Annotated[str, typer.Option(help="Mask plans, separated by commas; `cascade` needs x1,x32.")]
 Precision = Annotated[
     str | None, typer.Option(help="f32, f16, bf16 or int8; default: f16 with tensorrt, int8 with openvino.")
 ]

@@ -15,11 +15,9 @@ from edge.scores import view_score
 from edge.settings import Engine
 from engines.backends import Backend, open_backend
 from engines.bundle import Bundle
+from engines.plans import CHEAP_PLAN, EXACT_PLAN
 
-__all__ = ["CHEAP_PLAN", "EXACT_PLAN", "Detector", "load_engine", "mask_plans", "open_detectors"]
-
-CHEAP_PLAN, EXACT_PLAN = "x16", "x1"
-"""The plans of a cascade: all tiles with the first, those near the threshold again with the second."""
+__all__ = ["Detector", "load_engine", "mask_plans", "open_detectors"]
 
 
 class Detector:

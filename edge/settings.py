@@ -120,7 +120,7 @@ class Station(Section):
     frame: Frame
     tiling: Tiling = Tiling()
     bundle: str  # the name of a bundle that ships, or a path
-    plan: Literal["x1", "x4", "x16", "cascade"] = "x1"
+    plan: Literal["x1", "x4", "x16", "x32", "cascade"] = "x1"
     slots: int = Field(default=4, ge=2, le=64)  # frames in flight
 
     @model_validator(mode="before")

@@ -1,7 +1,8 @@
 """Mask plans: which tokens each variant of a tile hides, so that every token is repainted from exactly one variant.
 
 Dini & Rahtu hide one 2x2 block of the 16x16 tokens at a time, 64 variants per tile (plan `x1`). Plans `x4` and `x16`
-hide 4 or 16 blocks at once, as far apart as the grid allows, and need 16 or 4 variants there.
+hide 4 or 16 blocks at once, as far apart as the grid allows, and need 16 or 4 variants there. Plan `x32` hides every
+other block, as on a chessboard, in 2 variants: enough for the first look of a cascade.
 
 On grids that do not divide evenly some variants would hide fewer tokens than others. The engine needs constant shapes,
 so these hide a few tokens more, far from their own; what is repainted there is thrown away (`Plan.place` never points
@@ -18,9 +19,25 @@ import numpy.typing as npt
 
 from engines.architecture import PLANS, Architecture, MaeArchitecture, RetouchArchitecture
 
-__all__ = ["PLANS", "Index", "Plan", "blocks", "named_plan", "plan", "plan_inputs", "window"]
+__all__ = [
+    "CHEAP_PLAN",
+    "EXACT_PLAN",
+    "PLANS",
+    "Index",
+    "Plan",
+    "blocks",
+    "named_plan",
+    "plan",
+    "plan_inputs",
+    "window",
+]
 
 Index = npt.NDArray[np.int32]
+
+CHEAP_PLAN, EXACT_PLAN = "x32", "x1"
+"""The plans of a cascade: all tiles with the first, those near the threshold again with the second."""
+EVERY_OTHER = 32
+"""Blocks that a chessboard hides on the paper's grid."""
 
 
 @dataclass(frozen=True)
@@ -68,25 +85,20 @@ def window(grid: tuple[int, int], token: int, block: int, context: int | None) -
 
 
 def plan(grid: tuple[int, int], block: int, hide: int, context: int | None = None) -> Plan:
-    """The plan that hides at most `hide` blocks of `block` x `block` tokens per variant, on a lattice, never
-    neighbours.
+    """The plan that hides blocks of `block` x `block` tokens, never neighbours.
 
-    grid: rows and columns of tokens. hide: a square number (1, 4, 16). context: where one block is hidden, the variant
-    sees only the tokens up to so far from it; None: the whole tile. Raises ValueError for anything else.
+    grid: rows and columns of tokens. hide: at most so many blocks per variant on a lattice, a square number (1, 4, 16);
+    or EVERY_OTHER, however many these are. context: where one block is hidden, the variant sees only the tokens up to
+    so far from it; None: the whole tile. Raises ValueError for anything else.
     """
     side = math.isqrt(hide)
-    if side * side != hide or hide < 1 or block < 1 or min(grid) < 1:
+    if (side * side != hide and hide != EVERY_OTHER) or hide < 1 or block < 1 or min(grid) < 1:
         raise ValueError(
-            f"no plan for a grid of {grid}, blocks of {block}, {hide} hidden: hide must be a square number"
+            f"no plan for a grid of {grid}, blocks of {block}, {hide} hidden: hide must be a square number or "
+            f"{EVERY_OTHER}"
         )
     table = blocks(grid, block)
-    # At least every other block stays visible, each way: what has no neighbours cannot be repainted.
-    row_step, column_step = (max(math.ceil(n / side), min(2, n)) for n in (len(table), len(table[0])))
-    own = [
-        sorted(token for row in table[i::row_step] for cell in row[j::column_step] for token in cell)
-        for i in range(row_step)
-        for j in range(column_step)
-    ]
+    own = _chessboard(table) if hide == EVERY_OTHER else _lattices(table, side)
     width = max(map(len, own))
     if width >= grid[0] * grid[1]:
         raise ValueError(f"hiding {hide} blocks of {block}x{block} leaves nothing of a grid of {grid}")
@@ -99,6 +111,25 @@ def plan(grid: tuple[int, int], block: int, hide: int, context: int | None = Non
     for variant, tokens in enumerate(own):
         place[tokens] = variant * width + np.searchsorted(hidden[variant], tokens)
     return Plan(grid, visible, hidden, place)
+
+
+def _lattices(table: list[list[list[int]]], side: int) -> list[list[int]]:
+    """Tokens of each lattice of blocks, about `side` of them each way."""
+    # At least every other block stays visible, each way: what has no neighbours cannot be repainted.
+    row_step, column_step = (max(math.ceil(n / side), min(2, n)) for n in (len(table), len(table[0])))
+    return [
+        sorted(token for row in table[i::row_step] for cell in row[j::column_step] for token in cell)
+        for i in range(row_step)
+        for j in range(column_step)
+    ]
+
+
+def _chessboard(table: list[list[list[int]]]) -> list[list[int]]:
+    """Tokens of the black blocks, and of the white ones."""
+    return [
+        sorted(token for i, row in enumerate(table) for cell in row[(i + colour) % 2 :: 2] for token in cell)
+        for colour in (0, 1)
+    ]
 
 
 def named_plan(name: str, architecture: MaeArchitecture) -> Plan:

@@ -34,6 +34,8 @@ from engines.unusual import AT_ONCE, ErrorDistance, FeatureDistance, Gaussian
 
 __all__ = ["Retouch", "retouch_from"]
 
+MEASURED_PLAN = "x16"
+"""What is usual is learnt under this plan, whichever a line takes: near what `x1` says, for a fraction of the time."""
 CORRUPTED_SHARE = 0.5
 """Of the steps of a fit, in which the surroundings are corrupted."""
 WIDER = (2.0, 8.0)
@@ -101,7 +103,7 @@ class Retouch(nn.Module):
         """Learns what is usual from good tiles uint8 [N, h, w, C], cut as the line cuts them: what lies along their
         sides is learnt as such. Their order should be that in which they were taken: neighbours are held out together.
         """
-        plan = plan_tensors(named_plan(self.architecture.plans[-1], self.architecture.pixels))
+        plan = plan_tensors(named_plan(MEASURED_PLAN, self.architecture.pixels))
         x = _unit(good)
         parts = zip(torch.split(good, AT_ONCE), torch.split(x, AT_ONCE), strict=True)
         error = torch.cat([self.repaint(tiles, *plan).permute(0, 3, 1, 2) - part for tiles, part in parts])

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from engines.architecture import TEXTURE_S, Architecture, MaeArchitecture
 from engines.cost import Step, gflop, million_parameters, naive_mae_steps, steps
-from engines.plans import named_plan
+from engines.plans import CHEAP_PLAN, EXACT_PLAN, named_plan
 from engines.registry import ENGINES
 
 __all__ = ["DEVICES", "Device", "milliseconds", "tables"]
@@ -119,9 +119,9 @@ def _times() -> Iterator[str]:
         times = {plan: [_bounds(steps(a, plan), d) for d in DEVICES] for plan in a.plans}
         for plan, found in times.items():
             yield _row(name, plan, *map(_range, found))
-        if "x16" in times:
+        if CHEAP_PLAN in times:
             for share in SEEN_AGAIN:
-                both = zip(times["x16"], times["x1"], strict=True)
+                both = zip(times[CHEAP_PLAN], times[EXACT_PLAN], strict=True)
                 found = [(cheap[0] + share * exact[0], cheap[1] + share * exact[1]) for cheap, exact in both]
                 yield _row(name, f"cascade, {100 * share:.0f} % again", *map(_range, found))
 

@@ -24,10 +24,10 @@ from calib.inspection import Inspection, Inspector
 from calib.thresholds import rate_interval
 from edge.bench import Budget, Progress
 from edge.bench.photographs import photographs
-from edge.detector import EXACT_PLAN
 from edge.errors import MasklineError
 from edge.settings import Engine, Station
 from engines.bundle import find_bundle, load_bundle
+from engines.plans import EXACT_PLAN
 
 __all__ = ["BUDGETS", "Judged", "figures", "run"]
 

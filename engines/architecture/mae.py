@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 __all__ = ["PLANS", "TEXTURE_S", "VIT_B", "VIT_H", "VIT_L", "MaeArchitecture"]
 
-PLANS = ("x1", "x4", "x16")
+PLANS = ("x1", "x4", "x16", "x32")
 """Names of the mask plans; the number is how many blocks a variant hides."""
 
 _Positive = Annotated[float, Field(gt=0)]

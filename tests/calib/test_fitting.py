@@ -90,6 +90,8 @@ def test_ignored_pixels_count_for_nothing() -> None:
 def test_cascade_band_encloses_every_difference_seen() -> None:
     found = fit(20, cheap=True)
     assert found.cascade_band is not None
+    assert found.cascade_band[0] <= 0 <= found.cascade_band[1]
+    assert found.cascade_band[0] < found.cascade_band[1]
     assert fit(20).cascade_band is None
     for part in range(10, 20):
         view = good_view(part, cheap=True)
@@ -98,7 +100,9 @@ def test_cascade_band_encloses_every_difference_seen() -> None:
             view_score(error_map(view.tiles, r, SPEC.error_map), SPEC.score).tile_scores
             for r in (view.reconstruction, view.cheap)
         )
-        assert near_threshold(cheap, exact[0], found.cascade_band)[0]
+        for threshold in (exact[0], np.nextafter(exact[0], 0), cheap[0], np.nextafter(cheap[0], 0)):
+            same = (cheap[0] > threshold) == (exact[0] > threshold)
+            assert same or near_threshold(cheap, threshold, found.cascade_band)[0]
 
 
 def test_levels_are_those_of_the_good_parts() -> None:

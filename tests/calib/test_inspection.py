@@ -90,9 +90,9 @@ def test_a_bundle_without_the_mask_plan_is_served_with_its_first(tmp_path: Path)
     good = good_pictures(tmp_path)
     assert inspector(tmp_path, plan="cascade").calibrate(good).provenance.plan == "x1"
     assert inspector(tmp_path, plan="x4", plans=("x1", "x4")).calibrate(good).provenance.plan == "x4"
-    cascade = inspector(tmp_path, plan="cascade", plans=("x1", "x16")).calibrate(good)
+    cascade = inspector(tmp_path, plan="cascade", plans=("x1", "x32")).calibrate(good)
     assert cascade.provenance.plan == "cascade"
-    assert cascade.cascade_band == 0
+    assert cascade.cascade_band == (0, 0)
 
 
 def test_a_black_picture_does_not_pass(tmp_path: Path) -> None:

@@ -116,4 +116,6 @@ def test_histogram_without_pixels_and_beyond_its_range() -> None:
 
 
 def test_near_threshold() -> None:
-    assert th.near_threshold([0.1, 0.25, 0.31, 0.5], 0.3, 0.05).tolist() == [False, True, True, False]
+    cheap, threshold = [0.1, 0.24, 0.26, 0.39, 0.41], 0.3
+    assert th.near_threshold(cheap, threshold, (-0.1, 0.05)).tolist() == [False, False, True, True, False]
+    assert not th.near_threshold(cheap, threshold, (0.0, 0.0)).any(), "plans that never differed leave no doubt"

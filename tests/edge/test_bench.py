@@ -40,7 +40,7 @@ def test_a_folder_without_categories_is_named(tmp_path: Path, monkeypatch: pytes
 def test_work_is_reported_for_every_plan_naive_and_ours() -> None:
     found = work({"engine": TEXTURE_S, "engine.vit_b": VIT_B})
     for name in ("engine", "engine.vit_b"):
-        for where in (name, f"{name}.plan.x4", f"{name}.plan.x16"):
+        for where in (name, f"{name}.plan.x4", f"{name}.plan.x16", f"{name}.plan.x32"):
             assert 0 < found[f"{where}.gflop_ours"] < found[f"{where}.gflop_naive"]
         assert 0.1 < found[f"{name}.decoder_share"] < 0.3
     assert found["engine.gflop_naive"] / found["engine.gflop_ours"] == pytest.approx(3.6, abs=0.1)

@@ -15,7 +15,6 @@ from structlog.testing import CapturingLogger
 from calib.calibration import Calibration, LevelsSeen, Provenance, StationCalibration
 from edge import detect, detector
 from edge.detect import Serving
-from edge.detector import CHEAP_PLAN, EXACT_PLAN
 from edge.errors import EXIT_STALE
 from edge.messages import FrameRef
 from edge.plan import plan_line
@@ -25,6 +24,7 @@ from edge.slab import Slab
 from edge.verdict import Reason
 from engines.backends import BackendInfo
 from engines.bundle import Bundle
+from engines.plans import CHEAP_PLAN, EXACT_PLAN
 
 MS = 1_000_000
 HANDED_ON = 4
@@ -269,7 +269,7 @@ def limits(name: str) -> Calibration:
         false_reject_upper_bound=1.0,
         extrapolated=False,
         score_quantiles={},
-        cascade_band=0.3,
+        cascade_band=(-0.3, 0.3),
         levels=LevelsSeen(mean_low=0, mean_high=1, contrast_low=0),
         statement="",
     )

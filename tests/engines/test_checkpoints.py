@@ -351,7 +351,7 @@ def test_the_manifest_is_dini_and_rahtus_and_says_whose_weights_they_are(narrow:
     assert manifest["architecture"]["std"] == [0.229, 0.224, 0.225]
     text = summary(bundle)
     assert LICENCE in text
-    assert "4 x 4 tokens of 14 pixels; variants: x1 4, x4 4, x16 4" in text
+    assert "4 x 4 tokens of 14 pixels; variants: x1 4, x4 4, x16 4, x32 2" in text
     assert "calibration" in text
 
 

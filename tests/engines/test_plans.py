@@ -23,7 +23,7 @@ def check(p: Plan, whole: bool = True) -> None:
     assert {a.dtype for a in (p.visible, p.hidden, p.place)} == {np.dtype(np.int32)}
 
 
-@given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 4), st.sampled_from([1, 4, 16]))
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 4), st.sampled_from([1, 4, 16, 32]))
 def test_any_grid(rows: int, columns: int, block: int, hide: int) -> None:
     assume(rows > block or columns > block)  # a grid of one block has nothing to show
     check(plan((rows, columns), block, hide))
@@ -50,13 +50,15 @@ def test_a_context_of_four_leaves_96_of_252_tokens() -> None:
     assert named_plan("x16", near).visible.shape == (4, 192)  # far-apart blocks have no one surrounding
 
 
-@given(st.sampled_from([(16, 16), (8, 16), (32, 32)]), st.sampled_from([1, 2]), st.sampled_from([1, 4, 16]))
+@given(st.sampled_from([(16, 16), (8, 16), (32, 32)]), st.sampled_from([1, 2]), st.sampled_from([1, 4, 16, 32]))
 def test_even_grids_hide_every_token_once(grid: tuple[int, int], block: int, hide: int) -> None:
     p = plan(grid, block, hide)
     assert np.sort(p.hidden.reshape(-1)).tolist() == list(range(grid[0] * grid[1]))
 
 
-@pytest.mark.parametrize(("name", "variants", "hidden"), [("x1", 64, 4), ("x4", 16, 16), ("x16", 4, 64)])
+@pytest.mark.parametrize(
+    ("name", "variants", "hidden"), [("x1", 64, 4), ("x4", 16, 16), ("x16", 4, 64), ("x32", 2, 128)]
+)
 def test_the_papers_grid(name: str, variants: int, hidden: int) -> None:
     p = named_plan(name, TEXTURE_S.model_copy(update={"context": None}))
     assert p.hidden.shape == (variants, hidden)
@@ -88,5 +90,5 @@ def test_impossible_plans_are_refused(grid: tuple[int, int], hide: int) -> None:
 
 
 def test_an_unknown_plan_is_named() -> None:
-    with pytest.raises(ValueError, match="x1, x4, x16"):
+    with pytest.raises(ValueError, match="x1, x4, x16, x32"):
         named_plan("cascade", TEXTURE_S)
