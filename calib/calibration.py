@@ -77,7 +77,7 @@ class StationCalibration(_Frozen):
     extrapolated: bool = Field(description="whether the score threshold lies above every part seen")
     score_quantiles: dict[str, float] = Field(max_length=16, description="of the held-out parts: min, 50, 90, 99, max")
     cascade_band: tuple[float, float] | None = Field(
-        default=None, description="exact less cheap scores, the lowest and the highest: those that may change sides"
+        default=None, description="exact less cheap scores stay within: which parts may change sides"
     )
     levels: LevelsSeen
     statement: str = Field(max_length=2000, description="what may be promised, in words")

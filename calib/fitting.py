@@ -7,7 +7,7 @@ and not in turns: neighbours on a line look alike, and a threshold that saw a pa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
@@ -24,6 +24,9 @@ from edge.tiling import frame_levels
 from engines.bundle import ErrorMap, Score
 
 __all__ = ["GoodView", "StationSpec", "Targets", "assemble", "fit_station"]
+
+CASCADE_RATE = 0.005
+"""Of parts, each way: so many may have an exact score that lies outside of what the cheap one lets expect."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,8 @@ class _Seen:
     mean_low: float = 1.0
     mean_high: float = 0.0
     contrast_low: float = 1.0
-    band: tuple[float, float] | None = None
+    differences: list[tuple[float, float]] = field(default_factory=list)
+    """Of a part's tiles, exact less cheap scores: the lowest and the highest."""
 
     def maps_of(self, view: GoodView, reconstruction: NDArray[np.float32]) -> NDArray[np.float32]:
         count, height, width, channels = view.tiles.shape
@@ -100,8 +104,7 @@ class _Seen:
         self.scores.append(float(exact.max()))
         if view.cheap is not None:
             difference = exact - self.tile_scores(view, view.cheap)
-            low, high = self.band or (0.0, 0.0)
-            self.band = min(low, float(difference.min())), max(high, float(difference.max()))
+            self.differences.append((float(difference.min()), float(difference.max())))
 
     def tile_scores(self, view: GoodView, reconstruction: NDArray[np.float32]) -> NDArray[np.float64]:
         maps = self.maps_of(view, reconstruction)
@@ -115,8 +118,9 @@ def fit_station(
     Views may have different numbers of tiles.
 
     The first `fit_share` of them give the map's threshold (a quantile of all their judged pixels), the rest one score
-    each, its largest over the tiles. `cascade_band`: how far a tile's score by the exact plan lay below and above that
-    by the cheap one on these. Raises CalibrationError when the parts are too few.
+    each, its largest over the tiles. `cascade_band`: how far from its score by the cheap plan a tile's score by the
+    exact one is expected, but for `CASCADE_RATE` of the parts each way. Raises CalibrationError when the parts are too
+    few.
     """
     targets = targets or Targets()
     fitting = max(1, round(count * targets.fit_share))
@@ -149,10 +153,17 @@ def fit_station(
         false_reject_upper_bound=threshold.upper_bound,
         extrapolated=threshold.extrapolated,
         score_quantiles=dict(zip(("min", "50", "90", "99", "max"), quantiles.tolist(), strict=True)),
-        cascade_band=seen.band,
+        cascade_band=_band(seen.differences, targets.confidence) if seen.differences else None,
         levels=LevelsSeen(mean_low=seen.mean_low, mean_high=seen.mean_high, contrast_low=seen.contrast_low),
         statement=threshold.statement,
     )
+
+
+def _band(differences: Sequence[tuple[float, float]], confidence: float) -> tuple[float, float]:
+    """What exact less cheap scores stay within, 0 included, as the score threshold is what scores stay within."""
+    lows, highs = np.asarray(differences).T
+    low, high = (fit_threshold(x, CASCADE_RATE, confidence).value for x in (-lows, highs))
+    return min(0.0, -low), max(0.0, high)
 
 
 def assemble(stations: Mapping[str, StationCalibration], source: str) -> Calibration:

@@ -190,8 +190,8 @@ def near_threshold(
 ) -> NDArray[np.bool_]:
     """Of which scores [N] of a cheap plan the exact plan may decide otherwise, so that it must be asked.
 
-    `band` is the calibration's `cascade_band`: exact less cheap scores of good tiles, the lowest and the highest, and 0
-    between them. It has a sign because a cheap plan that repaints worse has higher scores, and rarely lower ones.
+    `band` is the calibration's `cascade_band`: what exact less cheap scores of good tiles stay within, and 0 between
+    the two. It has a sign because a cheap plan that repaints worse has higher scores, and rarely lower ones.
     """
     cheap, (low, high) = np.asarray(scores, np.float64), band
     return np.asarray((cheap + low <= threshold) & (cheap + high > threshold))

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from engine_helpers import TINY, VARIANTS, scrambled, tiles
+from texture_helpers import beside_the_mean_image, real_images
 
+from edge.anomaly import error_map
 from engines.architecture import TEXTURE_S, MaeArchitecture
 from engines.bases import cosine_basis, plane_waves
+from engines.bundle import SmoothedMap, find_bundle, load_bundle
+from engines.export import load_model
 from engines.mae import MaskedAutoencoder, patchify, plan_tensors, unpatchify
 from engines.plans import PLANS, named_plan
 from engines.reference import repaint_plainly
@@ -94,3 +100,16 @@ def test_the_network_that_ships_is_small_and_its_decoder_cheap() -> None:
 def test_architectures_that_cannot_be_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="validation error"):
         MaeArchitecture.model_validate(wrong)
+
+
+@pytest.mark.timeout(1200)
+def test_a_real_fabric_is_told_from_its_defects_better_than_by_the_mean_good_image() -> None:
+    images, model = real_images("aitex/fabric02"), load_model(load_bundle(find_bundle("texture-s")))
+    assert isinstance(model, MaskedAutoencoder)
+
+    def judge(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.floating]:
+        repainted = repaint(model, torch.from_numpy(pixels), "x16").numpy()
+        return error_map(pixels, repainted, SmoothedMap(norm="signed", sigma_px=2.0)).max((1, 2))
+
+    ours, trivial = beside_the_mean_image(images, model.architecture.tile_px, judge)
+    assert ours > trivial + 0.05

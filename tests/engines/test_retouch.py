@@ -13,6 +13,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from sklearn.metrics import roc_auc_score
+from texture_helpers import beside_the_mean_image, real_images
 from torch import Tensor
 
 from edge.demo.defects import paint
@@ -172,6 +173,23 @@ def test_small_faint_defects_of_bricks_rank_above_good_tiles_by_their_features()
     network.measure(good)
     ours, trivial = ranking(network, good, *(bricks(14, bad=bad, half="right", seed=2) for bad in (False, True)))
     assert ours > 0.8
+    assert ours > trivial + 0.05
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(
+    "features",
+    ["none", pytest.param("lite0", marks=pytest.mark.skipif(weights_file() is None, reason="no extra `features`"))],
+)
+def test_a_real_fabric_is_told_from_its_defects_better_than_by_the_mean_good_image(features: str) -> None:
+    images, px = real_images("aitex/fabric02"), RETOUCH.tile_px
+    network = retouch_from(RETOUCH.model_copy(update={"features": features}), texture()).eval()
+    network.measure(torch.from_numpy(np.stack([image[:px, :px, None] for image in images.fit])))
+
+    def judge(tiles: Pixels) -> npt.NDArray[np.floating]:
+        return answers(network, torch.from_numpy(tiles))[..., -1].amax((1, 2)).numpy()
+
+    ours, trivial = beside_the_mean_image(images, px, judge)
     assert ours > trivial + 0.05
 
 

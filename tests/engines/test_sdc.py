@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import warnings
 from functools import cache
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,13 +14,14 @@ import onnxruntime
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
+from texture_helpers import beside_the_mean_image, crops, photograph, real_images, stripes, with_defect
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import edge.demo
-from edge.demo.defects import paint
+from edge.anomaly import error_map
 from engines.architecture import SDC_EDGE, SDC_PAPER, SdcArchitecture
 from engines.corruption import corrupt_tiles
+from engines.registry import ENGINES
 from engines.sdc import Objective, SdcAutoencoder, folded, local_light, ssim
 
 Pixels = npt.NDArray[np.uint8]
@@ -67,33 +67,16 @@ def random_tiles(a: SdcArchitecture, count: int = 2, seed: int = 0) -> Pixels:
     return np.random.default_rng(seed).integers(0, 256, (count, a.tile_px, a.tile_px, a.channels), np.uint8)
 
 
-def photograph(name: str) -> Pixels:
-    image = cv2.imread(str(Path(edge.demo.__file__).parent / "photos" / f"{name}.png"), cv2.IMREAD_GRAYSCALE)
-    assert image is not None
-    return np.asarray(image, np.uint8)
-
-
-def stripes() -> Pixels:
-    """A fine weave with sensor noise, 256 x 512; the right half is never fitted on."""
-    y, x = np.mgrid[:256, :512]
-    ripple = 60 * np.sin(2 * np.pi * x / 9) * (0.8 + 0.2 * np.sin(2 * np.pi * y / 7))
-    return np.clip(128 + ripple + np.random.default_rng(1).normal(0, 4, x.shape), 0, 255).astype(np.uint8)
-
-
-def crops(image: Pixels, count: int, rng: np.random.Generator, px: int = 64) -> Pixels:
-    """[count, px, px, 1]."""
-    corners = [[int(rng.integers(n - px + 1)) for n in image.shape] for _ in range(count)]
-    return np.stack([image[y : y + px, x : x + px] for y, x in corners])[..., None]
-
-
-def fitted(a: SdcArchitecture, image: Pixels, steps: int, options: Objective) -> tuple[SdcAutoencoder, list[float]]:
-    """The network after some steps on crops of an image, and its losses."""
+def fitted(
+    a: SdcArchitecture, images: list[Pixels], steps: int, options: Objective
+) -> tuple[SdcAutoencoder, list[float]]:
+    """The network after some steps on crops of images, and its losses."""
     torch.manual_seed(0)
     rng, network, losses = np.random.default_rng(0), SdcAutoencoder(a), []
     optimizer = torch.optim.AdamW(network.parameters(), 1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, steps, pct_start=0.15)
     for _ in range(steps):
-        loss, _ = network.loss(torch.from_numpy(crops(image, 6, rng)), rng, want=options)
+        loss, _ = network.loss(torch.from_numpy(crops(images, 6, rng, a.tile_px)), rng, want=options)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -104,7 +87,7 @@ def fitted(a: SdcArchitecture, image: Pixels, steps: int, options: Objective) ->
 
 @cache
 def fitted_on_stripes() -> SdcAutoencoder:
-    return fitted(TINY, stripes()[:, :256], 60, Objective())[0]
+    return fitted(TINY, [stripes()[:, :256]], 60, Objective())[0]
 
 
 def sizes(a: SdcArchitecture, px: int) -> list[tuple[int, int, int]]:
@@ -240,15 +223,15 @@ def test_black_white_and_flat_tiles_are_finite() -> None:
 @pytest.mark.parametrize(("similarity", "normalise"), [("l2", "none"), ("l2", "local"), ("ssim", "none")])
 def test_the_loss_falls_on_a_real_texture(similarity: str, normalise: str) -> None:
     a = TINY.model_copy(update={"normalise": normalise})
-    _, losses = fitted(a, photograph("brick"), 30, Objective(similarity=similarity))  # type: ignore[arg-type]
+    _, losses = fitted(a, [photograph("brick")], 30, Objective(similarity=similarity))  # type: ignore[arg-type]
     assert np.mean(losses[-8:]) < 0.6 * np.mean(losses[:4])
 
 
 def test_small_faint_defects_rank_above_good_tiles() -> None:
-    rng, network, image = np.random.default_rng(3), fitted_on_stripes(), stripes()[:, 256:]
-    good = crops(image, 50, rng)
-    bad = np.stack([with_defect(tile, rng) for tile in crops(image, 50, rng)])
-    mean = crops(image, 50, rng).mean(0) / 255
+    rng, network, image = np.random.default_rng(3), fitted_on_stripes(), [stripes()[:, 256:]]
+    good = crops(image, 50, rng, TINY.tile_px)
+    bad = np.stack([with_defect(tile, rng) for tile in crops(image, 50, rng, TINY.tile_px)])
+    mean = crops(image, 50, rng, TINY.tile_px).mean(0) / 255
     truth = [0] * len(good) + [1] * len(bad)
     ours = roc_auc_score(
         truth, [peak(t / 255 - r) for x in (good, bad) for t, r in zip(x, repaint(network, x), strict=True)]
@@ -258,21 +241,24 @@ def test_small_faint_defects_rank_above_good_tiles() -> None:
     assert ours > trivial + 0.15
 
 
-def with_defect(tile: Pixels, rng: np.random.Generator) -> Pixels:
-    """Of 6 to 12 px and at most 10 % contrast."""
-    kind = ("hole", "stain", "scratch")[int(rng.integers(3))]
-    luma = tile[..., 0].astype(np.float32) / 255
-    painted, defect = paint(luma, kind, rng, float(rng.uniform(6, 12)), float(rng.uniform(0.07, 0.095)))
-    assert 0 < defect.contrast <= 0.1
-    return np.rint(painted[..., None] * 255).astype(np.uint8)
-
-
 def peak(error: npt.NDArray[np.floating]) -> float:
     return float(cv2.GaussianBlur(np.abs(error[..., 0]).astype(np.float32), (0, 0), 1.5).max())
 
 
+@pytest.mark.timeout(1200)
+def test_a_real_fabric_is_told_from_its_defects_better_than_by_the_mean_good_image() -> None:
+    images, a = real_images("aitex/fabric02"), TINY.model_copy(update={"normalise": "local"})
+    network, _ = fitted(a, images.fit, 400, Objective())
+
+    def judge(tiles: Pixels) -> npt.NDArray[np.floating]:
+        return error_map(tiles, repaint(network, tiles), ENGINES["sdc"].error_map).max((1, 2))
+
+    ours, trivial = beside_the_mean_image(images, a.tile_px, judge)
+    assert ours > trivial + 0.05
+
+
 def test_a_fitted_network_filters_and_otherwise_copies() -> None:
-    tiles = crops(stripes()[:, 256:], 20, np.random.default_rng(5))
+    tiles = crops([stripes()[:, 256:]], 20, np.random.default_rng(5), TINY.tile_px)
     corrupted, masks = corrupt_tiles(tiles, np.random.default_rng(6))
     network = fitted_on_stripes()
     inside = masks > 0.9

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,13 +11,17 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
+from sklearn.metrics import roc_auc_score
 
 import edge.demo
+from edge.anomaly import error_map
 from edge.demo.defects import paint
+from engines.bundle import SmoothedMap
 
-__all__ = ["Category", "crops", "photograph", "real_images", "stripes", "with_defect"]
+__all__ = ["Category", "beside_the_mean_image", "crops", "photograph", "real_images", "stripes", "with_defect"]
 
 Pixels = npt.NDArray[np.uint8]
+Numbers = npt.NDArray[np.floating]
 
 
 def photograph(name: str) -> Pixels:
@@ -70,6 +74,21 @@ def real_images(category: str) -> Category:
     return Category(
         *([_read(p) for p in sorted(x)] for x in (folder.glob("train/good/*"), folder.glob("test/good/*"), defective))
     )
+
+
+def beside_the_mean_image(images: Category, px: int, judge: Callable[[Pixels], Numbers]) -> tuple[float, float]:
+    """AUROC over images of `judge`, which scores tiles [N, px, px, 1], and of the trivial detector: the smoothed
+    distance to the mean of the good images. An image scores as the worst of the whole tiles in it."""
+    mean = (np.mean(images.fit, 0) / 255).astype(np.float32)[None, ..., None]
+    ours, trivial = [], []
+    for image in (*images.good, *images.bad):
+        rows, columns = (n // px for n in image.shape)
+        whole = image[: rows * px, : columns * px]
+        tiles = whole.reshape(rows, px, columns, px).swapaxes(1, 2).reshape(-1, px, px, 1)
+        ours.append(float(judge(tiles).max()))
+        trivial.append(float(error_map(image[None, ..., None], mean, SmoothedMap()).max()))
+    truth = [0] * len(images.good) + [1] * len(images.bad)
+    return float(roc_auc_score(truth, ours)), float(roc_auc_score(truth, trivial))
 
 
 def _read(path: Path) -> Pixels:
