@@ -67,12 +67,14 @@ $(VENV)/.installed-$(EXTRAS): pyproject.toml | $(BIN)/python
 # For packagers with DESTDIR; without it the user, the folders and the units are made known to this machine as well.
 install-service:
 	@install -d $(addprefix $(DESTDIR)$(PREFIX)/lib/,systemd/system sysusers.d tmpfiles.d)
-	@sed 's|^ExecStart=[^ ]*|ExecStart=$(MASKLINE)|' systemd/maskline@.service \
-		> $(DESTDIR)$(PREFIX)/lib/systemd/system/maskline@.service
-	@chmod 644 $(DESTDIR)$(PREFIX)/lib/systemd/system/maskline@.service
+	@for unit in maskline@.service maskline-actuate@.service; do \
+		sed 's|^ExecStart=[^ ]*|ExecStart=$(MASKLINE)|' "systemd/$$unit" \
+			> "$(DESTDIR)$(PREFIX)/lib/systemd/system/$$unit"; \
+		chmod 644 "$(DESTDIR)$(PREFIX)/lib/systemd/system/$$unit"; done
 	@install -m 644 systemd/sysusers.d/maskline.conf $(DESTDIR)$(PREFIX)/lib/sysusers.d/maskline.conf
 	@install -m 644 systemd/tmpfiles.d/maskline.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/maskline.conf
-	@echo "installed maskline@.service, its sysusers.d and its tmpfiles.d under $(DESTDIR)$(PREFIX)/lib"
+	@echo "installed maskline@.service, maskline-actuate@.service, their sysusers.d and tmpfiles.d under" \
+		"$(DESTDIR)$(PREFIX)/lib"
 	@test -n "$(DESTDIR)" || { systemd-sysusers maskline.conf; systemd-tmpfiles --create maskline.conf; \
 		systemctl daemon-reload; }
 	@test -n "$(DESTDIR)" -o -x "$(MASKLINE)" || echo "note: $(MASKLINE) is not there yet;" \

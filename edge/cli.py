@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,14 @@ from rich.table import Table
 
 from edge import __version__
 from edge.bench import Budget
+from edge.cli_actuate import actuate
+from edge.cli_actuate import actuators as actuator_commands
+from edge.cli_audit import audit
 from edge.cli_compare import bootstrap, compare
 from edge.cli_engine import engine as engine_commands
+from edge.cli_journal import journal
+from edge.cli_keys import keys
+from edge.cli_recipe import recipe as recipe_commands
 from edge.errors import MasklineError
 
 if TYPE_CHECKING:
@@ -31,7 +38,13 @@ app = typer.Typer(
     help="Watches a camera inspection line and answers for every part, in time: PASS, REJECT or UNINSPECTED.",
 )
 
+app.add_typer(actuator_commands, name="actuators")
 app.add_typer(engine_commands, name="engine")
+app.add_typer(journal, name="journal")
+app.add_typer(keys, name="keys")
+app.add_typer(recipe_commands, name="recipe")
+app.command()(actuate)
+app.command()(audit)
 app.command()(compare)
 app.command()(bootstrap)
 
@@ -84,7 +97,11 @@ def run(
     state_dir: StateDir = None,
     show: Annotated[bool, typer.Option(help="Print verdicts as they come.")] = False,
 ) -> None:
-    """Run a line until it is stopped (SIGTERM, Ctrl-C) or its sources end."""
+    """Run a line until it is stopped (SIGTERM, Ctrl-C) or its sources end.
+
+    With the recipe that `maskline recipe use` chose last, if it did.
+    """
+    from edge.change_over import recipe_to_run
     from edge.logs import configure_logs
     from edge.paths import runtime_dir
     from edge.recipes import load_recipe
@@ -92,8 +109,9 @@ def run(
     from edge.supervisor import Supervisor
 
     configure_logs("supervisor")
-    resolved = load_recipe(recipe)
-    supervisor = Supervisor(resolved, runtime_dir(resolved.line), _state(resolved.line, state_dir))
+    given = load_recipe(recipe)
+    state = _state(given.line, state_dir)
+    supervisor = Supervisor(recipe_to_run(given, state), runtime_dir(given.line), state)
     if show:
         show_while_running(supervisor, Console(soft_wrap=True))
     else:
@@ -158,7 +176,7 @@ def calibrate(
     from edge.recipes import load_recipe
 
     resolved = load_recipe(recipe)
-    path = calibration_path(make_private(_state(resolved.line, state_dir)))
+    path = calibration_path(make_private(_state(resolved.line, state_dir)), resolved.name)
     targets = Targets(false_reject_rate=false_reject_rate, confidence=confidence)
     save_calibration(compute(resolved, good, targets=targets, console=Console(soft_wrap=True)), path)
     Console(soft_wrap=True).print(f"Calibration: {path}")
@@ -292,15 +310,22 @@ def watch(
     endpoint: Annotated[
         str, typer.Argument(help="A line on this machine by its name, or an endpoint such as tcp://HOST:PORT.")
     ],
+    key: Annotated[Path | None, typer.Option(help="Our own NAME.key_secret, where the endpoint wants keys.")] = None,
+    line_key: Annotated[str | None, typer.Option(help="The line's public key, or the file that holds it.")] = None,
 ) -> None:
     """Show verdicts as they come, and silence when they do not."""
+    from edge.keys import load_pair, parse_public_key
     from edge.paths import runtime_dir, verdict_endpoint
     from edge.show import Watcher
     from edge.verdicts import Subscriber
 
+    if (key is None) != (line_key is None):
+        raise MasklineError("--key and --line-key go together: who we are, and whom we trust to be the line")
+    pair, public = key and load_pair(key), line_key and parse_public_key(line_key)
     watcher = Watcher(Console(soft_wrap=True))
     try:
-        with Subscriber(endpoint if "://" in endpoint else verdict_endpoint(runtime_dir(endpoint))) as line:
+        where = endpoint if "://" in endpoint else verdict_endpoint(runtime_dir(endpoint))
+        with Subscriber(where, pair=pair or None, line_key=public or None) as line:
             for event in line:
                 watcher.show(event)
     except ValueError as error:
@@ -329,9 +354,14 @@ def report(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="transport, pipeline, memory, engine, cascade, or all.")] = "all",
+    name: Annotated[
+        str, typer.Argument(help="transport, pipeline, memory, engine, cascade, gate, faults, or all.")
+    ] = "all",
     json_path: Annotated[
         Path | None, typer.Option("--json", help="Also write the figures here, as one flat object.")
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="How many, in a bench that has rounds: faults, gate; default: its own.")
     ] = None,
 ) -> None:
     """Measure this machine: a table for people, --json for programs. Exit code 1 when a budget does not hold."""
@@ -345,8 +375,12 @@ def bench(
     broken = []
     for bench_name in BENCHES if name == "all" else [name]:
         module = importlib.import_module(f"edge.bench.{bench_name}")
+        takes_rounds = rounds is not None and "rounds" in inspect.signature(module.run).parameters
         with console.status(bench_name) as status:
-            found = module.run(progress=lambda text, n=bench_name: status.update(f"{n}: {text}"))
+            found = module.run(
+                progress=lambda text, n=bench_name: status.update(f"{n}: {text}"),
+                **({"rounds": rounds} if takes_rounds else {}),
+            )
         broken += _print_figures(console, BENCHES[bench_name], found, module.BUDGETS)
         figures |= found
     if json_path:

@@ -135,7 +135,7 @@ class Serving:
 
     def _nobody_comes(self) -> bool:
         ended = (self._worker.source_ended(name) for name in self._detectors)
-        return self._worker.line_stopping or all(ended)
+        return bool(self._worker.line_ending) or all(ended)
 
     def _repaint(self, batch: Batch[Backend]) -> int | None:
         began_ns = time.monotonic_ns()

@@ -7,7 +7,6 @@ and says so in its heartbeat.
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -15,11 +14,11 @@ from functools import partial
 
 import zmq
 
-from edge.errors import LineBusyError
-from edge.journal import Journal, JournalFullError, OpenTrigger, boot_id
+from edge.journal import Journal, JournalBlockedError, OpenTrigger, boot_id, write_turn
 from edge.ledger import Answer, Ledger, view_of, withdraw
 from edge.messages import Heartbeat, SourceEnded, Trigger, Verdict, ViewResult, encode
 from edge.paths import journal_path
+from edge.slab import Ending
 from edge.topics import HEALTH, HEARTBEAT_INTERVAL_MS, VERDICT, topic
 from edge.verdict import Decision, GateState, Reason
 from edge.worker import IDLE_MS, Worker
@@ -29,6 +28,8 @@ __all__ = ["Gate", "run"]
 RETRY_S = 0.05
 MAX_OPEN = 10_000
 """With so many open parts a gate that may not publish receives no more: the rest waits in the senders' queues."""
+LOOK_NS = 10_000_000
+"""So often the gate looks at what changes its state: under load a turn takes a tenth of it."""
 PATIENCE_NS = 1_000_000_000
 """How long after the end of its source a trigger may be on its way."""
 
@@ -46,16 +47,16 @@ class Gate:
     """The gate's state between two turns of its loop."""
 
     def __init__(self, worker: Worker, journal: Journal) -> None:
-        """Close what an earlier gate left open, and bind the publisher. Raises LineBusyError for a port in use."""
+        """Close what an earlier gate left open, and bind the publisher."""
         self.worker, self.recipe, self.journal = worker, worker.recipe, journal
-        self.run = journal.run(worker.slab.server_id, self.recipe.sha256, self.recipe.model_dump_json())
-        self.seq = journal.last_seq()
+        self.recipe_sha256 = self.recipe.sha256  # of the whole recipe each time: too slow for every verdict
+        self.run = journal.run(worker.slab.server_id, self.recipe_sha256, self.recipe.model_dump_json())
         self.topic_seq = {lane: journal.last_topic_seq(lane) for lane in self.recipe.lanes}
         self.boot_id = boot_id()
         self.state: GateState | None = None
-        self.journal_full = False
+        self.journal_blocked = ""  # why, while it cannot be written
         self.counters: Counter[str] = Counter()
-        self.next_beat_ns = 0
+        self.next_beat_ns = self.next_look_ns = 0
         self._untold_since: dict[tuple[str, int], int] = {}
         self.publisher = self._bind()
         self.ledger = Ledger(self.recipe, journal.next_numbers(self.run), self._answered)
@@ -82,9 +83,12 @@ class Gate:
             pass
         if self._lags():
             return
-        self.next_beat_ns = 0
+        self.next_beat_ns = self.next_look_ns = 0
         lost = [t for s, n in self._untold().items() for t in self.ledger.ended(SourceEnded(s, n), time.monotonic_ns())]
-        self.settle(Turn(triggers=lost, answers=self.ledger.close_all(Reason.STOPPING)))
+        self.settle(Turn(triggers=lost, answers=self.ledger.close_all(self._why_open())))
+
+    def _why_open(self) -> Reason:
+        return Reason.CHANGE_OVER if self.worker.line_ending is Ending.CHANGE_OVER else Reason.STOPPING
 
     def settle(self, turn: Turn, run: int | None = None) -> None:
         """Write a turn, however long that takes, then publish its verdicts. `run`: of an earlier start of the line."""
@@ -102,6 +106,9 @@ class Gate:
     def heartbeat(self) -> None:
         """Publish the heartbeat, when it is due or the state has changed."""
         now_ns = time.monotonic_ns()
+        if now_ns < self.next_look_ns:
+            return
+        self.next_look_ns = now_ns + LOOK_NS
         state, trouble = self._state(now_ns)
         if state is self.state and now_ns < self.next_beat_ns:
             return
@@ -113,7 +120,8 @@ class Gate:
             epoch=self.journal.epoch,
             state=state,
             trouble=trouble,
-            seq=self.seq,
+            seq=self.journal.head.seq,
+            chain=self.journal.head.chain.hex(),
             open=self.ledger.open_parts,
             interval_ms=HEARTBEAT_INTERVAL_MS,
             safe_state=self.recipe.safe_state,
@@ -121,9 +129,12 @@ class Gate:
             at_ns=now_ns,
             utc_ns=time.time_ns(),
             boot_id=self.boot_id,
-            counters=dict(self.counters + self.ledger.counters),
+            counters={**(self.counters + self.ledger.counters), **self._measured(now_ns)},
         )
         self.publisher.send_multipart([topic(HEALTH, self.recipe.line), encode(beat)])
+
+    def _measured(self, now_ns: int) -> dict[str, int]:
+        return {"journal_lag_max_ms": round(self.journal.longest_lag_ms(now_ns))}
 
     def _report_open(self, unpublished: int) -> None:
         on_their_way = sum(n - self.ledger.next_number(s) for s, n in self._untold().items())
@@ -175,21 +186,23 @@ class Gate:
             verdicts, withdrawn = self._verdicts(turn.answers, run)
             encoded = [(v, encode(v)) for v in verdicts]
             try:
-                self.journal.write(partial(_insert, run, rows, late + withdrawn, encoded, self.seq))
-            except JournalFullError as error:
-                if not self.journal_full:
-                    self.worker.log.error("journal_full", error=str(error))
-                self.journal_full = True
+                turn_of = partial(write_turn, run, rows, late + withdrawn, encoded, self.journal.head)
+                head = self.journal.write(turn_of)
+            except JournalBlockedError as error:
+                if not self.journal_blocked:
+                    self.worker.log.error("journal_blocked", error=str(error))
+                self.journal_blocked = error.trouble
                 self.worker.beat()
                 self.heartbeat()
                 time.sleep(RETRY_S)
                 continue
-            self.journal_full, rows, late = False, [], []
+            self.journal_blocked, rows, late = "", [], []
             now_ns = time.monotonic_ns()
             if any(v.decision is Decision.PASS and now_ns > v.deadline_ns for v in verdicts):
                 continue
+            self.journal.head = head
             for verdict in verdicts:
-                self.seq, self.topic_seq[verdict.lane] = verdict.seq, verdict.topic_seq
+                self.topic_seq[verdict.lane] = verdict.topic_seq
             return encoded
 
     def _verdicts(self, answers: list[Answer], run: int) -> tuple[list[Verdict], list[ViewResult]]:
@@ -197,7 +210,7 @@ class Gate:
         verdicts, late_results = [], []
         topic_seq = dict(self.topic_seq)
         now_ns, utc_ns = time.monotonic_ns(), time.time_ns()
-        for seq, answer in enumerate(answers, self.seq + 1):
+        for seq, answer in enumerate(answers, self.journal.head.seq + 1):
             late = answer.reason is Reason.RESTART or now_ns > answer.deadline_ns
             said, withdrawn = withdraw(answer) if late else (answer, [])
             late_results += withdrawn
@@ -222,7 +235,7 @@ class Gate:
                     threshold=said.threshold,
                     views=[view_of(v, self.worker.plan.bundle_sha256(v.station)) for v in said.views],
                     simulated=self.recipe.simulated,
-                    recipe=self.recipe.sha256,
+                    recipe=self.recipe_sha256,
                     boot_id=self.boot_id,
                     trigger_ns=said.trigger_ns,
                     deadline_ns=said.deadline_ns,
@@ -242,14 +255,7 @@ class Gate:
 
     def _bind(self) -> zmq.Socket[bytes]:
         publisher = self.worker.zmq.socket(zmq.PUB)
-        publisher.ipv6 = True
-        for endpoint in (self.worker.verdict_endpoint, *self.recipe.outputs.publish):
-            try:
-                publisher.bind(endpoint)
-            except zmq.ZMQError as error:
-                raise LineBusyError(
-                    f"cannot publish on {endpoint}: {error.strerror}; is another line using it?"
-                ) from error
+        publisher.bind(self.worker.verdict_endpoint)
         return publisher
 
     def _answered(self, lane: str, number: int) -> bool:
@@ -282,7 +288,7 @@ class Gate:
 
     def _state(self, now_ns: int) -> tuple[GateState, list[str]]:
         """The gate's state and what is wrong, in words."""
-        blocking = ["the disk is full: the journal cannot be written"] if self.journal_full else []
+        blocking = [self.journal_blocked] if self.journal_blocked else []
         if (lag_ms := self.journal.lag_ms(now_ns)) > self.recipe.journal.max_lag_ms:
             blocking.append(self.journal.failure or f"the disk is {lag_ms:.0f} ms behind: the journal is not durable")
         trouble = [f"{name} does not run" for name in self.worker.processes_not_running()]
@@ -290,42 +296,13 @@ class Gate:
             trouble.append("the engine was stale: parts are UNINSPECTED(not_ready) until it is built and opened")
         if not self.journal.has_reserve:
             trouble.append("the disk is nearly full: the journal's reserve is used or could not be made")
-        if self.worker.line_stopping:
+        if self.worker.line_ending is Ending.STOP:
             return GateState.STOPPING, blocking + trouble
+        if self.worker.line_ending is Ending.CHANGE_OVER:
+            return GateState.NOT_READY, ["change-over to another recipe", *blocking, *trouble]
         if blocking or not self.worker.line_started:
             return GateState.NOT_READY, blocking + trouble
         return (GateState.DEGRADED if trouble else GateState.READY), trouble
-
-
-def _insert(
-    run: int,
-    triggers: list[tuple[object, ...]],
-    late: list[ViewResult],
-    verdicts: list[tuple[Verdict, bytes]],
-    published: int,
-    db: sqlite3.Connection,
-) -> None:
-    """Write one turn's rows, in the caller's transaction, in place of any verdict that was not published."""
-    db.execute("DELETE FROM verdicts WHERE seq > ?", (published,))
-    db.executemany("INSERT INTO triggers VALUES (?,?,?,?,?,?,?,?,?)", triggers)
-    now_ns = time.monotonic_ns()
-    db.executemany(
-        "INSERT INTO late_results VALUES (?,?,?,?,?,?,?,?)",
-        [
-            (run, r.station, r.number, r.decision.value, r.reason and r.reason.value, r.score, r.threshold, now_ns)
-            for r in late
-        ],
-    )
-    db.executemany(
-        "INSERT INTO verdicts VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
-        [
-            (
-                *(v.seq, v.run, v.lane, v.part, v.decision.value, v.reason and v.reason.value, v.late),
-                *(v.score, v.threshold, v.trigger_ns, v.decided_ns, v.topic_seq, payload),
-            )
-            for v, payload in verdicts
-        ],
-    )
 
 
 def run(worker: Worker) -> None:

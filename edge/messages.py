@@ -8,41 +8,41 @@ and lengths are capped before anything is allocated.
 from __future__ import annotations
 
 import dataclasses
-import types
-import typing
 from dataclasses import dataclass
 from typing import Any
 
 import msgpack
 
+from edge.fields import MAX_INTEGER, ProtocolError, builder
 from edge.verdict import Decision, GateState, Reason
 
 __all__ = [
+    "MAX_INTEGER",
+    "Ack",
     "Boxes",
+    "Clock",
     "FrameRef",
     "Heartbeat",
+    "Hello",
     "Message",
     "ProtocolError",
+    "Refusal",
     "SourceEnded",
     "Trigger",
     "Verdict",
     "View",
     "ViewResult",
+    "Welcome",
     "decode",
     "encode",
+    "place",
 ]
 
 VERSION = 1
 MAX_MESSAGE_BYTES = 1 << 20
-MAX_INTEGER = (1 << 63) - 1
-"""What the journal can hold; msgpack can carry twice as much."""
 
 Boxes = list[list[int]]
 """Defects in frame pixels: [x, y, width, height] each."""
-
-
-class ProtocolError(ValueError):
-    """A message that is not of this version of the protocol."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +157,7 @@ class Heartbeat:
     state: GateState
     trouble: list[str]
     seq: int  # newest verdict
+    chain: str  # hash over it and all verdicts before it, 64 hex digits: who notes it can prove them
     open: int  # parts that wait for their answer
     interval_ms: int
     safe_state: str
@@ -167,7 +168,55 @@ class Heartbeat:
     counters: dict[str, int]
 
 
-Message = Trigger | SourceEnded | FrameRef | ViewResult | Verdict | Heartbeat
+@dataclass(frozen=True)
+class Hello:
+    """Subscriber to channel: who it is, and after which verdict it goes on."""
+
+    epoch: str  # empty with seq -1
+    seq: int  # the last verdict that it has handled; -1: from now on
+    credit: int  # how many verdicts may be sent beyond it
+    name: str  # for the log; whom it may trust, the channel knows from the key
+
+
+@dataclass(frozen=True)
+class Ack:
+    """Subscriber to channel, every heartbeat interval and whenever credit is needed: it lives, and how far it is."""
+
+    epoch: str
+    seq: int  # all up to this one are handled
+    credit: int  # how many verdicts may be sent beyond it
+    sent_ns: int  # monotonic clock of the subscriber
+
+
+@dataclass(frozen=True)
+class Welcome:
+    """Channel to subscriber: the answer to a hello; and again, unasked, when what it said has changed."""
+
+    line: str
+    epoch: str
+    seq: int  # newest verdict
+    first: int  # the oldest one that is still there, or the next one when none is
+    interval_ms: int  # of the heartbeats, both ways
+    boot_id: str
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Channel to subscriber: the answer to an ack, from which the offset between two clocks follows."""
+
+    sent_ns: int  # of the ack
+    received_ns: int  # monotonic clock of the line's box
+    boot_id: str
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Channel to subscriber: what it sent was not taken. It may say hello again, once per heartbeat interval."""
+
+    why: str
+
+
+Message = Trigger | SourceEnded | FrameRef | ViewResult | Verdict | Heartbeat | Hello | Ack | Welcome | Clock | Refusal
 
 _TYPES: dict[str, type] = {
     "trigger": Trigger,
@@ -176,30 +225,23 @@ _TYPES: dict[str, type] = {
     "view_result": ViewResult,
     "verdict": Verdict,
     "heartbeat": Heartbeat,
+    "hello": Hello,
+    "ack": Ack,
+    "welcome": Welcome,
+    "clock": Clock,
+    "refused": Refusal,
 }
 _NAMES = {cls: name for name, cls in _TYPES.items()}
-_HINTS = {cls: typing.get_type_hints(cls) for cls in (*_TYPES.values(), View)}
-_REQUIRED = {
-    cls: [
-        f.name
-        for f in dataclasses.fields(cls)
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    ]
-    for cls in _HINTS
-}
+_BUILDERS = {cls: builder(cls) for cls in _TYPES.values()}
 
 
 def encode(message: Message) -> bytes:
     """The bytes of a message; the same message always gives the same bytes."""
-    fields = {k: _plain(v) for k, v in vars(message).items()}
-    packed: bytes = msgpack.packb({"v": VERSION, "type": _NAMES[type(message)], **fields})
+    fields = {"v": VERSION, "type": _NAMES[type(message)], **vars(message)}
+    if isinstance(message, Verdict):
+        fields["views"] = [vars(view) for view in message.views]
+    packed: bytes = msgpack.packb(fields)
     return packed
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_plain(v) for v in value]
-    return vars(value) if isinstance(value, View) else value
 
 
 def decode(data: bytes, *expected: type[Any]) -> Any:
@@ -221,38 +263,19 @@ def decode(data: bytes, *expected: type[Any]) -> Any:
     cls = _TYPES.get(name) if isinstance(name, str) else None
     if cls not in expected:
         raise ProtocolError(f"message type {name!r}; expected one of {[_NAMES[e] for e in expected]}")
-    return _build(cls, fields)
+    return _BUILDERS[cls](fields)
 
 
-def _build(cls: Any, fields: dict[str, Any]) -> Any:
-    hints = _HINTS[cls]
-    if missing := [n for n in _REQUIRED[cls] if n not in fields]:
-        raise ProtocolError(f"{cls.__name__} without {', '.join(missing)}")
-    if unknown := [n for n in fields if n not in hints]:
-        raise ProtocolError(f"{cls.__name__} with unknown field {unknown[0]!r}")
-    return cls(**{name: _check(cls.__name__, name, hints[name], value) for name, value in fields.items()})
+def place(data: bytes) -> tuple[str, int]:
+    """Epoch and seq of a verdict that the line's own gate has made: the rest of it is for others to look at.
 
-
-def _check(owner: str, name: str, hint: Any, value: Any) -> Any:
-    """`value` as the type that the field declares; ProtocolError if it is another one."""
-    if type(value) is hint:
-        if hint is int and value > MAX_INTEGER:
-            raise ProtocolError(f"{owner}.{name} is {value}, expected at most {MAX_INTEGER}")
-        return value
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):  # only `X | None` occurs
-        return None if value is None else _check(owner, name, arguments[0], value)
-    if origin is list and isinstance(value, list):
-        return [_check(owner, name, arguments[0], v) for v in value]
-    if origin is dict and isinstance(value, dict):
-        return {_check(owner, name, arguments[0], k): _check(owner, name, arguments[1], v) for k, v in value.items()}
-    if hint is float and type(value) in (int, float):
-        return float(value)
-    if hint is View and isinstance(value, dict):
-        return _build(View, value)
-    if isinstance(hint, type) and issubclass(hint, (Decision, Reason, GateState)):
-        try:
-            return hint(value)
-        except ValueError as error:
-            raise ProtocolError(f"{owner}.{name}: {error}") from error
-    raise ProtocolError(f"{owner}.{name} is {type(value).__name__}, expected {hint}")
+    Raises ProtocolError.
+    """
+    try:
+        fields = msgpack.unpackb(data)
+        epoch, seq = fields["epoch"], fields["seq"]
+    except Exception as error:
+        raise ProtocolError(f"not a verdict: {error!r}") from error
+    if type(epoch) is not str or type(seq) is not int:
+        raise ProtocolError(f"a verdict of epoch {epoch!r} and seq {seq!r}")
+    return epoch, seq

@@ -63,6 +63,10 @@ class Notifier:
         building = "the engine is being built: parts are UNINSPECTED(not_ready)"
         self._say_status("the engine was built: every process is up" if served else building)
 
+    def changing_over(self, recipe: str) -> None:
+        """The line drains, to start again with another recipe."""
+        self._say_status(f"change-over to {recipe}: NOT_READY until every process is up")
+
     def watchdog(self, hung: Sequence[str] = ()) -> None:
         """Every process makes progress; or these do not, then systemd is told why it is not fed.
 

@@ -13,6 +13,7 @@ from edge.errors import ResourceError
 
 __all__ = [
     "calibration_path",
+    "channel_endpoint",
     "journal_path",
     "make_private",
     "runtime_dir",
@@ -53,9 +54,14 @@ def verdict_endpoint(folder: Path) -> str:
     return f"ipc://{folder}/verdicts"
 
 
-def calibration_path(state_dir: Path) -> Path:
-    """Where `maskline calibrate` leaves the calibration of a line."""
-    return state_dir / "calibration.json"
+def channel_endpoint(folder: Path) -> str:
+    """Where whoever must not miss a verdict gets them on this machine: a socket in the runtime folder of its line."""
+    return f"ipc://{folder}/channel"
+
+
+def calibration_path(folder: Path, recipe: str = "") -> Path:
+    """Where `maskline calibrate` leaves the calibration of a line: for a recipe with a name, one of its own."""
+    return folder / (f"calibration.{recipe}.json" if recipe else "calibration.json")
 
 
 def journal_path(state_dir: Path) -> Path:

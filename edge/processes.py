@@ -8,9 +8,21 @@ from dataclasses import dataclass
 from edge.settings import Recipe
 from edge.slab import EngineState
 
-__all__ = ["ARCHIVE", "BUILD", "DETECT", "GATE", "JUDGE", "PREPARE", "Process", "capture", "process_table"]
+__all__ = [
+    "ARCHIVE",
+    "BUILD",
+    "CHANNEL",
+    "DETECT",
+    "GATE",
+    "JUDGE",
+    "PREPARE",
+    "Process",
+    "capture",
+    "process_table",
+]
 
 GATE, PREPARE, DETECT, JUDGE, ARCHIVE, BUILD = "gate", "prepare", "detect", "judge", "archive", "build"
+CHANNEL = "channel"
 
 
 def always(engine: EngineState) -> bool:
@@ -80,11 +92,13 @@ def process_table(recipe: Recipe) -> tuple[Process, ...]:
             should_run=engine_is_stale,
             tries=3,
         ),
+        # Ends after the gate, whose last words it passes on.
+        Process(CHANNEL, "edge.channel", 7, niceness=0, start_ms=20_000, turn_ms=5_000, stop_order=10),
         *(
             Process(
                 capture(name),
                 "edge.capture",
-                7 + i,
+                8 + i,
                 niceness=1,
                 start_ms=60_000,
                 turn_ms=10_000,

@@ -50,7 +50,7 @@ def collect_run(state_dir: Path, truth: Path | None = None, run: int | None = No
         started_utc=datetime.fromtimestamp(started_utc_ns / 1e9, timezone.utc).isoformat(timespec="seconds"),
         simulated=recipe.simulated,
         facts=_facts(recipe, verdicts),
-        stations=_stations(recipe, load_calibration(calibration_path(state_dir))),
+        stations=_stations(recipe, load_calibration(calibration_path(state_dir, recipe.name))),
         parts=sorted((_part(v, state_dir, truths, begin_ns) for v in verdicts), key=lambda p: p.time_s),
         deadline_ms=recipe.deadline.deadline_ms,
     )

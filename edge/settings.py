@@ -13,9 +13,13 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from edge.actuators.settings import Actuator
+from edge.section import Name, Section
 
 __all__ = [
+    "Actuator",
     "Engine",
     "Frame",
     "LineOk",
@@ -29,14 +33,8 @@ __all__ = [
     "scoring_sha256",
 ]
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,30}$")]
-_LOOPBACK = re.compile(r"tcp://(127\.0\.0\.1|\[::1\]):([1-9][0-9]{0,4})")
-
-
-class Section(BaseModel):
-    """What all parts of a recipe have in common: they never change, and an unknown field is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+_TCP = re.compile(r"tcp://(\*|[A-Za-z0-9._-]+|\[[0-9a-fA-F:.%a-z]+\]):([1-9][0-9]{0,4})")
+_LOOPBACK = re.compile(r"tcp://(127\.0\.0\.1|\[::1\]):.*")
 
 
 class Mode(str, Enum):
@@ -49,8 +47,9 @@ class Mode(str, Enum):
 class Source(Section):
     """Where the frames of a station come from."""
 
-    kind: Literal["recording", "folder", "video", "web", "marker"]
+    kind: Literal["recording", "folder", "video", "web", "marker", "conveyor"]
     path: Path | None = None  # recording, folder, video: the file or folder
+    endpoint: str | None = Field(default=None, pattern=r"^ipc://.+")  # conveyor: the simulated one
     channel: str | None = None  # recording: the recorded station, if it differs from this one
     mode: Mode = Mode.LIVE
     triggers: Literal["independent", "inferred"] = "inferred"
@@ -66,6 +65,8 @@ class Source(Section):
     def _path_where_needed(self) -> Source:
         if self.kind in ("recording", "folder", "video") and self.path is None:
             raise ValueError(f'kind = "{self.kind}" needs a path')
+        if (self.kind == "conveyor") != (self.endpoint is not None):
+            raise ValueError('kind = "conveyor" needs an endpoint, and no other kind has one')
         return self
 
     @property
@@ -165,21 +166,39 @@ class Deadline(Section):
 
 
 class Outputs(Section):
-    """Where verdicts are published, beside the line's own ipc endpoint."""
+    """Where verdicts leave the machine, beside the line's own ipc sockets.
 
-    publish: tuple[str, ...] = ()  # tcp://127.0.0.1:PORT
+    Once the line has keys (`maskline keys new`), every TCP endpoint speaks CURVE. Without keys, or with `insecure`,
+    they are plain; beyond loopback only with `insecure`.
+    """
 
-    @field_validator("publish")
+    publish: tuple[str, ...] = ()  # PUB, for dashboards: tcp://ADDRESS:PORT
+    channel: tuple[str, ...] = ()  # the acknowledged channel, for those who must not miss a verdict: tcp://ADDRESS:PORT
+    insecure: bool = False  # everyone who reaches the ports may listen
+
+    @field_validator("publish", "channel")
     @classmethod
-    def _loopback_only(cls, endpoints: tuple[str, ...]) -> tuple[str, ...]:
+    def _are_tcp(cls, endpoints: tuple[str, ...]) -> tuple[str, ...]:
         for endpoint in endpoints:
-            match = _LOOPBACK.fullmatch(endpoint)
+            match = _TCP.fullmatch(endpoint)
             if match is None or int(match[2]) > 65535:
                 raise ValueError(
-                    f"{endpoint!r}: plain TCP is allowed on loopback only; expected tcp://127.0.0.1:PORT or "
-                    "tcp://[::1]:PORT, with a port of 1 to 65535"
+                    f"{endpoint!r}: expected tcp://ADDRESS:PORT with an address of this machine, or * for all of them, "
+                    "and a port of 1 to 65535, such as tcp://127.0.0.1:5556 or tcp://[::1]:5556"
                 )
         return endpoints
+
+    @model_validator(mode="after")
+    def _each_endpoint_once(self) -> Outputs:
+        all_of_them = (*self.publish, *self.channel)
+        if twice := sorted({e for e in all_of_them if all_of_them.count(e) > 1}):
+            raise ValueError(f"{', '.join(twice)}: named twice; publish and channel need a port each")
+        return self
+
+    @property
+    def beyond_loopback(self) -> tuple[str, ...]:
+        """The endpoints that other machines may reach."""
+        return tuple(e for e in (*self.publish, *self.channel) if not _LOOPBACK.fullmatch(e))
 
 
 class Journal(Section):
@@ -222,6 +241,7 @@ class Recipe(Section):
     """One line. There is no default safe state and no default LINE-OK: the recipe says them, or nothing starts."""
 
     line: Name
+    name: Name | Literal[""] = ""  # of one recipe among several for this line: each has a calibration of its own
     safe_state: Literal["reject_all", "stop_line"]  # what actuators do without a timely PASS
     line_ok: LineOk
     deadline: Deadline
@@ -231,6 +251,8 @@ class Recipe(Section):
     pictures: Pictures = Pictures()
     supervision: Supervision = Supervision()
     stations: tuple[Station, ...] = Field(min_length=1, max_length=32)
+    actuators: tuple[Actuator, ...] = Field(default=(), max_length=32)
+    change_over: dict[Annotated[int, Field(ge=1, le=65535)], Path] = Field(default_factory=dict)  # by a PLC's numbers
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Recipe:
@@ -238,6 +260,25 @@ class Recipe(Section):
         if twice := sorted({n for n in names if names.count(n) > 1}):
             raise ValueError(f"stations named twice: {', '.join(twice)}")
         return self
+
+    @model_validator(mode="after")
+    def _actuators_fit_the_line(self) -> Recipe:
+        names = [a.name for a in self.actuators]
+        if twice := sorted({n for n in names if names.count(n) > 1}):
+            raise ValueError(f"actuators named twice: {', '.join(twice)}")
+        for actuator in self.actuators:
+            if actuator.lane not in self.lanes:
+                raise ValueError(f"actuator {actuator.name}: no lane {actuator.lane!r}; there are {self.lanes}")
+            if actuator.at_rest == "pass" and self.line_ok.wired == "none":
+                raise ValueError(
+                    f'actuator {actuator.name}: at_rest = "pass" lets everything pass when this box dies, and '
+                    'line_ok.wired = "none" stops nothing then; wire LINE-OK, or use an ejector that springs to reject'
+                )
+        return self
+
+    def actuator(self, name: str) -> Actuator:
+        """The actuator of that name; KeyError if there is none."""
+        return {a.name: a for a in self.actuators}[name]
 
     def station(self, name: str) -> Station:
         """The station of that name; KeyError if there is none."""

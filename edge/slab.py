@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from edge.errors import ResourceError
 
-__all__ = ["FREE", "ArraySpec", "EngineState", "Orphans", "Slab", "SlotLayout", "State"]
+__all__ = ["FREE", "ArraySpec", "Ending", "EngineState", "Orphans", "Slab", "SlotLayout", "State"]
 
 FREE = 0
 MAGIC = 0x6D61736B6C696E65  # "maskline"
@@ -61,6 +61,14 @@ class EngineState(IntEnum):
     BUILT = 2  # detect is opening them
 
 
+class Ending(IntEnum):
+    """Why the line drains, in the head of the slab."""
+
+    NO = 0
+    STOP = 1
+    CHANGE_OVER = 2  # and starts again, with another recipe
+
+
 _ROW = np.dtype([("beat_ns", "u8"), ("state", "u8"), ("done", "u8"), ("failed", "u8"), ("open", "u8"), ("stale", "u8")])
 _HEAD = np.dtype(
     [
@@ -68,7 +76,7 @@ _HEAD = np.dtype(
         ("version", "u8"),
         ("server_id", "u8"),
         ("start_ns", "u8"),
-        ("stopping", "u8"),
+        ("ending", "u8"),
         ("engine", "u8"),
         ("rows", _ROW, MAX_PROCESSES),
         ("next_trigger", "u8", MAX_PROCESSES),

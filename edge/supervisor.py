@@ -7,6 +7,7 @@ their rows of the slab.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import signal
@@ -20,13 +21,16 @@ from pathlib import Path
 import structlog
 
 from calib.calibration import Calibration, load_calibration, save_calibration
+from edge import change_over
+from edge.audit import AuditTrail, audit_path
+from edge.change_over import Request
 from edge.errors import EXIT_BUSY, EXIT_CONFIG, EXIT_STALE, LineBusyError, MasklineError, RecipeError, ResourceError
 from edge.notify import Notifier
 from edge.paths import calibration_path, make_private, verdict_endpoint
-from edge.plan import plan_line
+from edge.plan import LinePlan, plan_line
 from edge.processes import BUILD, DETECT, GATE, Process
 from edge.settings import Recipe
-from edge.slab import EngineState, Slab, State
+from edge.slab import Ending, EngineState, Slab, State
 from edge.worker import start_command
 
 __all__ = ["Supervisor"]
@@ -68,14 +72,22 @@ class Supervisor:
         plan = plan_line(recipe)
         self._lock = _hold_line(runtime_dir / "lock", recipe.line)
         try:
-            self._freeze(load_calibration(calibration_path(self.state_dir)))
-            self.slab = Slab.create(plan.layouts)
+            with contextlib.suppress(change_over.ChangeOverError):
+                change_over.take(self.runtime_dir)  # whoever asked before this start was told that nobody heard it
+            self._prepare(plan)
         except BaseException:
             os.close(self._lock)
             raise
-        self._children = {p.name: Child(p) for p in plan.processes}
         self._notify = Notifier.from_environment()
         self._stop_requested = False
+        self._changing: Request | None = None  # to the recipe that starts now
+
+    def _prepare(self, plan: LinePlan) -> None:
+        """What the processes of this plan stand on: nothing of it is shared with another plan's."""
+        self.recipe = plan.recipe
+        self._freeze(load_calibration(calibration_path(self.state_dir, self.recipe.name)))
+        self.slab = Slab.create(plan.layouts)
+        self._children = {p.name: Child(p) for p in plan.processes}
         self._quiet_beats: set[int] = set()
 
     def _freeze(self, calibration: Calibration | None) -> None:
@@ -97,6 +109,7 @@ class Supervisor:
         try:
             while not self._stop_requested and not self._all_answered():
                 self.reconcile()
+                self._change_over_if_asked()
                 if on_tick:
                     on_tick()
                 time.sleep(TICK_S)
@@ -137,7 +150,14 @@ class Supervisor:
         """Drain in-flight triggers for at most `drain_ms`, then end every process, those that owe an answer last."""
         self._notify.stopping()
         self._stop_requested = True
-        self.slab.head["stopping"] = 1
+        self._end_line(Ending.STOP)
+        self._notify.close()
+        os.close(self._lock)
+
+    def _end_line(self, ending: Ending) -> None:
+        if not self._children:  # a change-over that could not start again has ended it
+            return
+        self.slab.head["ending"] = ending
         ordered = sorted(self._children.values(), key=lambda c: c.process.stop_order)
         drained = not self.slab.head["start_ns"]
         for order in sorted({c.process.stop_order for c in ordered}):
@@ -146,9 +166,41 @@ class Supervisor:
                 self._drain()
                 drained = True
             self._end(group)
+            self._notify.watchdog()
         self.slab.close()
-        self._notify.close()
-        os.close(self._lock)
+        self._children = {}
+
+    def _change_over_if_asked(self) -> None:
+        """Go over to the recipe that was asked for, or go on with this one and say why."""
+        if self._changing and self.slab.head["start_ns"]:
+            change_over.answer(self.runtime_dir, self._changing, done=True)
+            self._changing = None
+        try:
+            request = change_over.take(self.runtime_dir)
+        except (change_over.ChangeOverError, OSError) as error:
+            self.log.error("change_over_refused", error=str(error))
+            return
+        if request is None:
+            return
+        before = self.recipe.sha256
+        try:
+            if not self.slab.head["start_ns"]:
+                raise change_over.ChangeOverError("the line is starting; ask again when it is up")
+            plan = change_over.plan_change(request, self.recipe.line, self.state_dir)
+            trail = AuditTrail(audit_path(self.state_dir))
+            trail.record("recipe.use", request.who, recipe=request.recipe, sha256=plan.recipe.sha256, before=before)
+            change_over.remember(self.state_dir, request)
+        except MasklineError as error:
+            self.log.error("change_over_refused", recipe=request.recipe, who=request.who, error=str(error))
+            why = f"{error}. The line goes on with the recipe {self.recipe.name or before[:12]}"
+            change_over.answer(self.runtime_dir, request, refused=why)
+            return
+        self.log.info("change_over", recipe=request.recipe, who=request.who, sha256=plan.recipe.sha256, before=before)
+        change_over.answer(self.runtime_dir, request)
+        self._notify.changing_over(request.recipe)
+        self._end_line(Ending.CHANGE_OVER)
+        self._prepare(plan)
+        self._changing = request
 
     def _drain(self) -> None:
         """Wait until every part has its answer, or the budget is spent; nothing is started any more."""
@@ -157,6 +209,7 @@ class Supervisor:
         while time.monotonic() < give_up and not self._gate_is_quiet():
             for child in self._children.values():
                 self._reap(child)
+            self._notify.watchdog()
             time.sleep(TICK_S)
 
     def _all_answered(self) -> bool:
@@ -224,7 +277,7 @@ class Supervisor:
                 child.finished = True
             return
         row["state"] = State.ABSENT
-        if child.stopping or self._stop_requested:
+        if child.stopping or self.slab.head["ending"]:
             return
         if code == EXIT_STALE:
             self._follow_engine(EngineState.STALE)

@@ -49,19 +49,20 @@ def calibrate_by_hand(recipe: Recipe, state_dir: Path, *, score_threshold: float
     made = Calibration(
         maskline_version="0", created_utc="1970-01-01T00:00:00Z", source="made by hand", stations=stations
     )
-    save_calibration(made, calibration_path(make_private(state_dir)))
+    save_calibration(made, calibration_path(make_private(state_dir), recipe.name))
 
 
 class RunningLine:
     """`maskline run` in a process of its own, as a user starts it."""
 
-    def __init__(self, recipe: Path, state_dir: Path, runtime_dir: Path, **environment: str) -> None:
+    def __init__(self, recipe: Path, state_dir: Path, runtime_dir: Path, *before: str, **environment: str) -> None:
+        """`before`: the words of a command that starts commands, such as `ip netns exec NAME`."""
         self.state_dir, self.runtime_dir = state_dir, runtime_dir
         self.name = load_recipe(recipe).line
         self.log = state_dir.parent / "line.log"
         self._log_file = self.log.open("ab")
         self.popen = subprocess.Popen(
-            [sys.executable, "-m", "edge.cli", "run", str(recipe), "--state-dir", str(state_dir)],
+            [*before, sys.executable, "-m", "edge.cli", "run", str(recipe), "--state-dir", str(state_dir)],
             env=os.environ | {"MASKLINE_RUNTIME_DIR": str(runtime_dir)} | environment,
             stderr=self._log_file,
             stdout=self._log_file,

@@ -30,10 +30,13 @@ class Reason(str, Enum):
     ENGINE_ERROR = "engine_error"
     NOT_READY = "not_ready"  # the engine was stale: it is being built, or detect opens it
     RESTART = "restart"  # open when the gate, the supervisor or the box died; always late
+    CHANGE_OVER = "change_over"  # still open when the line had to go over to another recipe
     STOPPING = "stopping"  # still open when the drain budget of a stop was spent
 
 
-CLOCK_REASONS = frozenset({Reason.DEADLINE, Reason.OVERLOAD, Reason.NOT_READY, Reason.RESTART, Reason.STOPPING})
+CLOCK_REASONS = frozenset(
+    {Reason.DEADLINE, Reason.OVERLOAD, Reason.NOT_READY, Reason.RESTART, Reason.CHANGE_OVER, Reason.STOPPING}
+)
 """Reasons that time alone causes: a replay keeps them apart from the decision."""
 
 _SEVERITY = {Decision.PASS: 0, Decision.UNINSPECTED: 1, Decision.REJECT: 2}

@@ -27,9 +27,9 @@ from edge.logs import configure_logs
 from edge.messages import MAX_MESSAGE_BYTES, FrameRef, Message, ProtocolError, decode, encode
 from edge.paths import calibration_path, verdict_endpoint
 from edge.plan import LinePlan, plan_line
-from edge.processes import BUILD, GATE, Process, capture
+from edge.processes import BUILD, CHANNEL, GATE, Process, capture
 from edge.settings import Recipe
-from edge.slab import EngineState, Orphans, Slab, State
+from edge.slab import Ending, EngineState, Orphans, Slab, State
 
 __all__ = ["IDLE_MS", "Worker", "start_command"]
 
@@ -41,7 +41,7 @@ QUEUE_MESSAGES = 10_000
 
 RECEIVE_AT_ONCE = 1_000
 
-_SEE_NO_PIXELS = (GATE, BUILD)
+_SEE_NO_PIXELS = (GATE, BUILD, CHANNEL)
 _PR_SET_PDEATHSIG = 1
 
 
@@ -59,6 +59,7 @@ class Worker:
         self.stopping = False
         self.zmq = zmq.Context()
         self._row = slab.row(process.index)
+        self._numbered = slab.head["next_trigger"]  # the gate looks at it several times a turn
         self._index_of = {p.name: p.index for p in plan.processes}
         self._inbox: zmq.Socket[bytes] | None = None
         self._outboxes: dict[str, zmq.Socket[bytes]] = {}
@@ -99,13 +100,13 @@ class Worker:
         return bool(self.slab.head["start_ns"])
 
     @property
-    def line_stopping(self) -> bool:
-        """Whether the supervisor is draining the line."""
-        return bool(self.slab.head["stopping"])
+    def line_ending(self) -> Ending:
+        """Whether the supervisor is draining the line, and why."""
+        return Ending(int(self.slab.head["ending"]))
 
     def numbered(self, station: str) -> int:
         """How many triggers the capture process of a station has numbered, and whether they arrived or not."""
-        return int(self.slab.head["next_trigger"][self.index_of(capture(station))])
+        return int(self._numbered[self._index_of[capture(station)]])
 
     def source_ended(self, station: str) -> bool:
         """Whether the source of a station has said that it has no more parts."""

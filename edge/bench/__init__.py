@@ -22,6 +22,8 @@ BENCHES = {
     "memory": "resident memory of each process over many frames",
     "engine": "the exported graph against the naive way, and the plans beside each other",
     "cascade": "plan `cascade` against `x1`: the same decisions, and the time",
+    "gate": "verdicts per second through gate, journal and channel, and from the judgement to a subscriber",
+    "faults": "processes that die or hang, messages that are wrong: what passes, is lost or comes twice on a conveyor",
 }
 """Name of the module in this package, and what it measures."""
 

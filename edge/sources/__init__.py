@@ -78,6 +78,10 @@ def open_source(station: Station, start_ns: int, first_number: int) -> Source:
 
     Raises SourceError, which names the file and what was expected.
     """
+    if station.source.kind == "conveyor":
+        from edge.sources.conveyor import ConveyorSource
+
+        return ConveyorSource(station, start_ns, first_number)
     from edge.sources.pacing import PacedSource
 
     return PacedSource(_open_feed(station), station.source, start_ns, first_number)

@@ -118,7 +118,7 @@ def test_a_port_in_use_ends_the_line_at_once(tmp_path: Path) -> None:
         endpoint = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
         recipe = marker_recipe(tmp_path, extra=f'outputs = {{ publish = ["{endpoint}"] }}')
         done = maskline("run", recipe, "--state-dir", tmp_path / "state")
-    assert_told(done, 75, "gate needs what something else holds")
+    assert_told(done, 75, "channel needs what something else holds")
     assert f"cannot publish on {endpoint}: Address already in use" in done.stderr
     assert done.stderr.count("cannot publish on") == 1, "it was tried once"
 
@@ -330,7 +330,7 @@ def test_a_full_disk_holds_the_verdicts_back_until_there_is_room(tmp_path: Path,
             assert "process_died" not in line.log.read_text()
         journaled = journal_verdicts(state)
     assert [v.seq for v in journaled] == list(range(1, len(journaled) + 1))
-    assert [v.part for v in journaled] == sorted({v.part for v in journaled})
+    assert len({v.part for v in journaled}) == len(journaled), "each part has one record"
     by_seq = {v.seq: v for v in journaled}
     assert all(by_seq[v.seq] == v for v in heard.verdicts), "what was published is in the journal, and nothing else"
     held = [v for v in journaled if v.late]

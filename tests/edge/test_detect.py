@@ -20,7 +20,7 @@ from edge.messages import FrameRef
 from edge.plan import plan_line
 from edge.processes import DETECT
 from edge.settings import Recipe
-from edge.slab import Slab
+from edge.slab import Ending, Slab
 from edge.verdict import Reason
 from engines.backends import BackendInfo
 from engines.bundle import Bundle
@@ -81,7 +81,7 @@ class HandWorker:
         self.me = next(p.index for p in self.plan.processes if p.name == DETECT)
         self.log = CapturingLogger()
         self.now_ns = 0
-        self.line_stopping = self.was_ready = False
+        self.line_ending, self.was_ready = Ending.NO, False
         self.ended: set[str] = set()
         self.done: list[FrameRef] = []
         self._calibration = calibration
@@ -219,7 +219,7 @@ def test_when_nothing_more_comes_nobody_waits(open_line: Callable[..., Line], en
     assert line.at(0, line.worker.frame("s0", 0, 10)) == []
     line.worker.ended.add("s0")
     assert line.at(0) == [], "the other station may bring more"
-    line.worker.line_stopping = ending == "line"
+    line.worker.line_ending = Ending.STOP if ending == "line" else Ending.NO
     line.worker.ended.add("s1" if ending == "sources" else "s0")
     assert line.at(0) == [("s0", 0)]
 

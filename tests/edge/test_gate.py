@@ -12,16 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from gate_helpers import HandGate, good, hand_gate, recipe
+from gate_helpers import good, hand_gate, recipe
 
 import edge.gate
-import edge.journal
-from edge.errors import LineBusyError
-from edge.gate import Gate
-from edge.journal import Journal, JournalFullError, open_for_reading
+from edge.journal import JournalFullError, open_for_reading
 from edge.ledger import MAX_GAP
 from edge.messages import Heartbeat, SourceEnded, Trigger
 from edge.paths import journal_path
+from edge.slab import Ending
 from edge.testing import journal_verdicts
 from edge.verdict import Decision, GateState, Reason
 
@@ -146,7 +144,7 @@ def test_a_disk_that_cannot_be_trusted_stops_the_verdicts(
         def broken(fd: int) -> None:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-        monkeypatch.setattr(edge.journal.os, "fdatasync", broken)
+        monkeypatch.setattr(os, "fdatasync", broken)
         line.send(trigger(0))
         line.until(lambda: line.last_beat.state is GateState.NOT_READY)
         assert "cannot make the journal durable" in line.last_beat.trouble[0]
@@ -187,10 +185,10 @@ def test_the_heartbeat_says_what_is_wrong(runtime_dir: Path, tmp_path: Path) -> 
         line.slab.row(line.worker.index_of("detect"))["state"] = 0
         line.until(lambda: line.last_beat.state is GateState.DEGRADED)
         assert line.last_beat.trouble == ["detect does not run"]
-        line.journal.has_reserve = False
+        line.journal.ballast.held = False
         line.slab.head["start_ns"] = 0
         line.until(lambda: line.last_beat.state is GateState.NOT_READY)
-        line.slab.head["stopping"] = 1
+        line.slab.head["ending"] = Ending.STOP
         line.until(lambda: line.last_beat.state is GateState.STOPPING)
 
 
@@ -321,27 +319,3 @@ def test_garbage_on_the_socket_is_counted_and_harms_nobody(runtime_dir: Path, tm
         line.turn(3)
         assert line.verdicts[0].decision is Decision.PASS
         assert int(line.slab.row(line.worker.process.index)["failed"]) == 6
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
-def test_a_port_in_use_is_said(runtime_dir: Path, tmp_path: Path, host: str) -> None:
-    endpoint = f"tcp://{host}:{free_port()}"
-    first = recipe(outputs={"publish": [endpoint]})
-    with hand_gate(first, runtime_dir, tmp_path / "state") as line:
-        with pytest.raises(LineBusyError, match=r"cannot publish on tcp://.*Address already in use") as raised:
-            Gate(line.worker, other_journal(tmp_path, line))
-        assert raised.value.exit_code == 75
-
-
-def other_journal(tmp_path: Path, line: HandGate) -> Journal:
-    line.journal.close()
-    line.journal = Journal(tmp_path / "other.sqlite", commit_interval_ms=10, reserve_mib=1)
-    return line.journal
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-import edge.journal
+import edge.journal.connection
+import edge.journal.writer
 from edge.errors import LineBusyError, ResourceError
 from edge.journal import Journal, JournalFullError, open_for_reading
 from edge.testing import wait_until
@@ -48,8 +49,8 @@ def trigger(number: int, station: str = "a", run: int = 1, at_ns: int | None = N
 
 
 def verdict(seq: int, part: int, run: int = 1, payload: bytes = b"x") -> Callable[..., object]:
-    row = (seq, run, "lane", part, "PASS", None, 0, 0.1, 0.2, 1, 2, seq, payload)
-    return lambda db: db.execute(f"INSERT INTO verdicts VALUES ({','.join('?' * 13)})", row)
+    row = (seq, run, "lane", part, None, "PASS", None, 0, 0.1, 0.2, 1, 2, 3, seq, payload, b"chain")
+    return lambda db: db.execute(f"INSERT INTO verdicts VALUES ({','.join('?' * 16)})", row)
 
 
 def numbers(path: Path) -> list[int]:
@@ -153,7 +154,7 @@ def test_a_writer_killed_while_it_makes_the_journal_leaves_none_that_is_half_mad
 
 
 def test_a_second_writer_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_journal: Open) -> None:
-    monkeypatch.setattr(edge.journal, "LOCK_PATIENCE_S", 0.1)
+    monkeypatch.setattr(edge.journal.connection, "LOCK_PATIENCE_S", 0.1)
     path = tmp_path / "journal.sqlite"
     journal = open_journal(path)
     with pytest.raises(LineBusyError, match="another gate writes this journal"):
@@ -217,7 +218,7 @@ class Disk:
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
     disk = Disk()
-    monkeypatch.setattr(edge.journal.os, "fdatasync", disk.fdatasync)
+    monkeypatch.setattr(os, "fdatasync", disk.fdatasync)
     return disk
 
 
@@ -278,8 +279,8 @@ def test_what_restarts_the_log_or_copies_it_is_synced(tmp_path: Path, open_journ
 def test_the_log_stays_bounded_while_commits_never_pause(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_journal: Open
 ) -> None:
-    monkeypatch.setattr(edge.journal, "CHECKPOINT_COMMITS", 50)
-    monkeypatch.setattr(edge.journal, "WAIT_FOR_CHECKPOINT_COMMITS", 100)
+    monkeypatch.setattr(edge.journal.writer, "CHECKPOINT_COMMITS", 50)
+    monkeypatch.setattr(edge.journal.writer, "WAIT_FOR_CHECKPOINT_COMMITS", 100)
     path = tmp_path / "journal.sqlite"
     journal = open_journal(path, commit_interval_ms=1)
     largest = 0
@@ -294,8 +295,8 @@ def test_the_log_stays_bounded_while_commits_never_pause(
 def test_a_reader_that_stays_holds_up_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_journal: Open
 ) -> None:
-    monkeypatch.setattr(edge.journal, "CHECKPOINT_COMMITS", 10)
-    monkeypatch.setattr(edge.journal, "WAIT_FOR_CHECKPOINT_COMMITS", 20)
+    monkeypatch.setattr(edge.journal.writer, "CHECKPOINT_COMMITS", 10)
+    monkeypatch.setattr(edge.journal.writer, "WAIT_FOR_CHECKPOINT_COMMITS", 20)
     journal = open_journal(tmp_path / "journal.sqlite", commit_interval_ms=1)
     journal.write(trigger(0))
     with closing(open_for_reading(journal.path)) as reader:
@@ -356,7 +357,7 @@ def test_a_checkpoint_on_a_full_disk_ends_nothing(
         for number in range(200):
             journal.write(verdict(number + 1, number, payload=b"x" * 4000))
         plug = fill(disk)
-        monkeypatch.setattr(edge.journal, "CHECKPOINT_COMMITS", 1)
+        monkeypatch.setattr(edge.journal.writer, "CHECKPOINT_COMMITS", 1)
         time.sleep(0.3)
         assert not journal.failure
         journal.write(trigger(1))

@@ -16,21 +16,29 @@ from edge.messages import (
     MAX_INTEGER,
     MAX_MESSAGE_BYTES,
     VERSION,
+    Ack,
+    Clock,
     FrameRef,
     Heartbeat,
+    Hello,
     Message,
     ProtocolError,
+    Refusal,
     SourceEnded,
     Trigger,
     Verdict,
     View,
     ViewResult,
+    Welcome,
     decode,
     encode,
+    place,
 )
 from edge.verdict import Decision, GateState, Reason
 
-EVERY_TYPE = (Trigger, SourceEnded, FrameRef, ViewResult, Verdict, Heartbeat)
+EVERY_TYPE = (
+    Trigger, SourceEnded, FrameRef, ViewResult, Verdict, Heartbeat, Hello, Ack, Welcome, Clock, Refusal,
+)  # fmt: skip
 
 TEXT = st.text(max_size=20)
 INTEGER = st.integers(-(1 << 63), MAX_INTEGER)
@@ -242,3 +250,17 @@ def test_no_pickle_and_no_extension_type_gets_in() -> None:
         decode(msgpack.packb(fields), ViewResult)
     with pytest.raises(ProtocolError):
         decode(msgpack.packb({b"v": VERSION, b"type": "trigger"}), *EVERY_TYPE)
+
+
+@given(of_type(Verdict))
+def test_the_place_of_a_verdict_is_read_without_the_rest(verdict: Verdict) -> None:
+    assert place(encode(verdict)) == (verdict.epoch, verdict.seq)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"garbage", b"\x91" * 3000, msgpack.packb([1]), msgpack.packb({"epoch": "e", "seq": "1"}),
+             msgpack.packb({"epoch": 1, "seq": 1}), encode(VIEW_RESULT)]
+)  # fmt: skip
+def test_what_has_no_place_is_refused(data: bytes) -> None:
+    with pytest.raises(ProtocolError, match="verdict"):
+        place(data)

@@ -109,20 +109,40 @@ def test_every_error_is_told_at_once_and_none_that_only_follows(write: Write) ->
     assert [line.split(" = ")[0] for line in found] == ["R: deadline.deadline_ms", "R: stations.0.frame.width_px"]
 
 
+@pytest.mark.parametrize("output", ["publish", "channel"])
 @pytest.mark.parametrize(
     "endpoint",
-    ["tcp://0.0.0.0:5555", "tcp://*:5555", "tcp://127.0.0.1:0", "tcp://127.0.0.1:*", "tcp://127.0.0.1:99999",
-     "tcp://127.0.0.1", "tcp://192.168.0.5:5555", "ipc:///tmp/x", "tcp://127.0.0.1:5555;tcp://0.0.0.0:1"],
+    ["tcp://127.0.0.1:0", "tcp://127.0.0.1:*", "tcp://127.0.0.1:99999", "tcp://127.0.0.1", "ipc:///tmp/x", "tcp://:5555",
+     "tcp://127.0.0.1:5555;tcp://0.0.0.0:1", "udp://127.0.0.1:5555", "tcp://::1:5555", "tcp://a b:5555"],
 )  # fmt: skip
-def test_verdicts_leave_the_machine_by_no_plain_socket(write: Write, endpoint: str) -> None:
-    found = trouble(write(("[[stations]]", f'[outputs]\npublish = ["{endpoint}"]\n[[stations]]')))
-    assert f"R: outputs.publish: '{endpoint}': plain TCP is allowed on loopback only" in found
+def test_verdicts_leave_the_machine_by_tcp_only(write: Write, output: str, endpoint: str) -> None:
+    found = trouble(write(("[[stations]]", f'[outputs]\n{output} = ["{endpoint}"]\n[[stations]]')))
+    assert f"R: outputs.{output}: '{endpoint}': expected tcp://ADDRESS:PORT" in found
 
 
 @pytest.mark.parametrize("endpoint", ["tcp://127.0.0.1:5555", "tcp://[::1]:65535"])
-def test_loopback_is_allowed(write: Write, endpoint: str) -> None:
-    path = write(("[[stations]]", f'[outputs]\npublish = ["{endpoint}"]\n[[stations]]'))
-    assert load_recipe(path).outputs.publish == (endpoint,)
+def test_loopback_is_not_beyond(write: Write, endpoint: str) -> None:
+    outputs = load_recipe(write(("[[stations]]", f'[outputs]\npublish = ["{endpoint}"]\n[[stations]]'))).outputs
+    assert outputs.publish == (endpoint,)
+    assert outputs.beyond_loopback == ()
+    assert not outputs.insecure
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["tcp://*:5555", "tcp://0.0.0.0:5555", "tcp://192.168.0.5:5555", "tcp://[::]:55", "tcp://eth0:5555",
+     "tcp://127.0.0.12:5555", "tcp://[fe80::1%eth0]:5555"],
+)  # fmt: skip
+def test_what_others_can_reach_is_known(write: Write, endpoint: str) -> None:
+    outputs = load_recipe(write(("[[stations]]", f'[outputs]\nchannel = ["{endpoint}"]\n[[stations]]'))).outputs
+    assert outputs.beyond_loopback == (endpoint,)
+
+
+def test_an_endpoint_named_twice_is_refused(write: Write) -> None:
+    twice = '[outputs]\npublish = ["tcp://127.0.0.1:5555"]\nchannel = ["tcp://127.0.0.1:5555"]\n[[stations]]'
+    assert "tcp://127.0.0.1:5555: named twice; publish and channel need a port each" in trouble(
+        write(("[[stations]]", twice))
+    )
 
 
 def test_stations_named_twice_are_refused(write: Write) -> None:

@@ -23,7 +23,7 @@ def verdict(topic_seq: int, lane: str = "a", epoch: str = "e1", line: str = "tes
 
 
 def beat(state: GateState = GateState.READY, interval_ms: int = 100) -> Heartbeat:
-    return Heartbeat("test", "e1", state, [], 0, 0, interval_ms, "reject_all", True, 1, 2, "b", {})
+    return Heartbeat("test", "e1", state, [], 0, "", 0, interval_ms, "reject_all", True, 1, 2, "b", {})
 
 
 class Publisher:

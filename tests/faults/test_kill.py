@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from edge.journal import open_for_reading
+from edge.journal.heads import heads_path
+from edge.journal.verify import verify
 from edge.messages import Verdict, encode
 from edge.paths import journal_path
 from edge.sources.truth import truth_is_bad
@@ -25,7 +27,7 @@ from tests.support import RunningLine, calibrate_marker, journal_verdicts, marke
 
 ROUNDS = int(os.environ.get("MASKLINE_FAULT_ROUNDS", "1"))
 STORM = "supervision = { restarts = 1000, window_s = 60 }"
-NAMES = ("gate", "prepare", "detect", "judge", "archive", "capture.s0", "capture.s1")
+NAMES = ("gate", "channel", "prepare", "detect", "judge", "archive", "capture.s0", "capture.s1")
 PASS_WITHIN_S = 30.0
 
 
@@ -43,6 +45,8 @@ def assert_ledger_is_whole(state_dir: Path, published: list[Verdict]) -> Counter
     journal = {row[0]: row[1] for row in db.execute("SELECT seq, payload FROM verdicts")}
     db.close()
     assert unanswered == 0
+    checked = verify(journal_path(state_dir), [heads_path(journal_path(state_dir))])
+    assert checked.ok, checked.troubles
     assert sorted(journal) == list(range(1, len(journal) + 1)), "seq has gaps"
     for verdict in published:
         assert journal[verdict.seq] == encode(verdict), "published bytes differ from the journal's"

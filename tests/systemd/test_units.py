@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from edge.actuators.process import HANGS_S
 from edge.errors import EXIT_CONFIG
 from edge.processes import process_table
 from edge.recipes import load_recipe
@@ -16,7 +17,8 @@ from edge.settings import Deadline
 from tests.support import marker_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
-UNIT = ROOT / "systemd/maskline@.service"
+UNITS = [ROOT / "systemd" / name for name in ("maskline@.service", "maskline-actuate@.service")]
+UNIT, ACTUATE = UNITS
 WORST_EXPOSURE = 3.0
 
 
@@ -31,10 +33,10 @@ def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=60, check=False)
 
 
-def unit() -> dict[str, dict[str, list[str]]]:
+def unit(path: Path = UNIT) -> dict[str, dict[str, list[str]]]:
     """Section -> key -> values, in order: systemd allows a key many times."""
     sections: dict[str, dict[str, list[str]]] = {}
-    for line in UNIT.read_text().splitlines():
+    for line in path.read_text().splitlines():
         if line.startswith("["):
             keys = sections.setdefault(line.strip("[]"), {})
         elif line and not line.startswith("#"):
@@ -43,8 +45,8 @@ def unit() -> dict[str, dict[str, list[str]]]:
     return sections
 
 
-def setting(key: str, section: str = "Service") -> str:
-    (value,) = unit()[section][key]
+def setting(key: str, section: str = "Service", path: Path = UNIT) -> str:
+    (value,) = unit(path)[section][key]
     return value
 
 
@@ -63,16 +65,19 @@ def installed(tmp_path: Path) -> Path:
 
 def test_install_service_lays_every_file(installed: Path, tmp_path: Path) -> None:
     files = {str(p.relative_to(installed)) for p in installed.rglob("*") if p.is_file()}
-    assert files == {"systemd/system/maskline@.service", "sysusers.d/maskline.conf", "tmpfiles.d/maskline.conf"}
+    units = {f"systemd/system/{u.name}" for u in UNITS}
+    assert files == {*units, "sysusers.d/maskline.conf", "tmpfiles.d/maskline.conf"}
     assert {p.stat().st_mode & 0o777 for p in installed.rglob("*") if p.is_file()} == {0o644}
-    text = (installed / "systemd/system/maskline@.service").read_text()
-    assert f"ExecStart={tmp_path}/bin/maskline run /etc/maskline/%i.toml\n" in text
-    assert text.replace(f"{tmp_path}/bin/maskline", "/opt/maskline/bin/maskline") == UNIT.read_text()
+    for source, command in ((UNIT, "run"), (ACTUATE, "actuate")):
+        text = (installed / "systemd/system" / source.name).read_text()
+        assert f"ExecStart={tmp_path}/bin/maskline {command} /etc/maskline/%i.toml\n" in text
+        assert text.replace(f"{tmp_path}/bin/maskline", "/opt/maskline/bin/maskline") == source.read_text()
 
 
-def test_systemd_finds_no_fault_with_the_unit(installed: Path) -> None:
+@pytest.mark.parametrize("name", [u.name for u in UNITS])
+def test_systemd_finds_no_fault_with_the_unit(installed: Path, name: str) -> None:
     """The exit code says little: unknown keys are warnings on standard error, so that must stay empty."""
-    done = run(needs("systemd-analyze"), "verify", "--man=no", installed / "systemd/system/maskline@.service")
+    done = run(needs("systemd-analyze"), "verify", "--man=no", installed / "systemd/system" / name)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
@@ -83,8 +88,9 @@ def test_systemd_would_find_a_fault(installed: Path) -> None:
     assert "NoSuchKey" in done.stderr
 
 
-def test_exposure_is_low(installed: Path) -> None:
-    path = installed / "systemd/system/maskline@.service"
+@pytest.mark.parametrize("name", [u.name for u in UNITS])
+def test_exposure_is_low(installed: Path, name: str) -> None:
+    path = installed / "systemd/system" / name
     done = run(needs("systemd-analyze"), "security", "--no-pager", "--offline=yes", path)
     found = re.search(r"Overall exposure level for \S+: ([0-9.]+)", done.stdout)
     assert found, done.stdout + done.stderr
@@ -138,6 +144,16 @@ def test_times_of_the_unit_fit_those_of_the_line(tmp_path: Path) -> None:
     assert int(setting("StartLimitIntervalSec", "Unit")) > int(setting("RestartSec")) * int(
         setting("StartLimitBurst", "Unit")
     )
+
+
+def test_actuators_share_the_folders_of_the_line_and_outlive_it() -> None:
+    for key in ("User", "Group", "RuntimeDirectory", "RuntimeDirectoryMode", "RuntimeDirectoryPreserve"):
+        assert setting(key, path=ACTUATE) == setting(key)
+    for key in ("StateDirectory", "StateDirectoryMode", "UMask", "RestartPreventExitStatus"):
+        assert setting(key, path=ACTUATE) == setting(key)
+    assert not {"BindsTo", "Requires", "PartOf", "Requisite"} & set(unit(ACTUATE)["Unit"])
+    assert setting("Restart", path=ACTUATE) == "always"
+    assert float(setting("WatchdogSec", path=ACTUATE)) > HANGS_S
 
 
 def test_what_openvino_needs_stays_possible() -> None:

@@ -1,0 +1,138 @@
+"""The whole way: a part on the belt, its picture, its verdict, the ejector, a bin. Real processes on a simulated
+conveyor, whose word on where each part ended is the truth."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edge.actuators.belt import BeltSettings, End
+from tests.conveyor_line import ACTUATOR, ConveyorLine, assert_nothing_escaped
+
+pytestmark = pytest.mark.timeout(300)
+
+ENDLESS = BeltSettings()
+COMMISSIONING = 'commissioning = { line_ok = "toggles" }'
+
+
+def passes_more(it: ConveyorLine, parts: int = 4) -> None:
+    """Wait until so many more parts are in the good bin."""
+    before = len(it.ended(End.GOOD))
+    it.wait_for(lambda: len(it.ended(End.GOOD)) >= before + parts)
+
+
+def maskline(it: ConveyorLine, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A command about this line's actuators, as a user types it."""
+    command, *rest = arguments
+    return subprocess.run(
+        [sys.executable, "-m", "edge.cli", "actuators", command, str(it.recipe), *rest, "--state-dir", it.state_dir],
+        env=os.environ | {"MASKLINE_RUNTIME_DIR": str(it.runtime_dir)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def test_good_parts_reach_the_good_bin_and_no_others(tmp_path: Path, runtime_dir: Path) -> None:
+    """A hundred parts, and the actuator is killed in the middle."""
+    with ConveyorLine(tmp_path, runtime_dir, BeltSettings(parts=100)) as it:
+        passes_more(it, 20)
+        it.actuator.kill()
+        it.wait_for(lambda: not it.conveyor.running)
+        it.start_actuator()
+        it.wait_for(lambda: it.conveyor.empty)
+        assert it.actuator.stop() == 0, it.actuator.log.read_text()
+        assert it.line.stop() == 0, it.line.log.read_text()
+    assert_nothing_escaped(it)
+    parts = it.conveyor.truth()
+    assert len(parts) == 100
+    good = [p for p in parts if not p.bad]
+    assert len(it.ended(End.GOOD)) > len(good) - 35, it.actuator.log.read_text()
+
+
+@pytest.mark.parametrize("by", ["id", "time"])
+def test_other_ways_to_know_which_part_is_which(tmp_path: Path, runtime_dir: Path, by: str) -> None:
+    with ConveyorLine(tmp_path, runtime_dir, BeltSettings(part_ids=by == "id"), by=by) as it:
+        passes_more(it, 10)
+        it.line.stop()
+    assert_nothing_escaped(it)
+
+
+def test_what_happens_on_the_belt(tmp_path: Path, runtime_dir: Path) -> None:
+    """The encoder slips by a whole part either way, the belt runs backwards, parts are missed and taken."""
+    with ConveyorLine(tmp_path, runtime_dir, BeltSettings(jitter_mm=0.0)) as it:
+        passes_more(it)
+        pitch = it.belt.spacing_mm * it.belt.counts_per_mm
+        for upset in (
+            lambda: it.conveyor.slip(-pitch),
+            lambda: it.conveyor.slip(pitch),
+            lambda: it.conveyor.reverse(400),
+            lambda: it.conveyor.miss(1),
+            lambda: it.conveyor.take(),
+        ):
+            upset()
+            passes_more(it)
+        it.line.stop()
+    assert_nothing_escaped(it)
+
+
+def test_actuator_and_gate_stop_and_go_on(tmp_path: Path, runtime_dir: Path) -> None:
+    """SIGSTOP, long enough for everybody to notice."""
+    with ConveyorLine(tmp_path, runtime_dir, ENDLESS) as it:
+        passes_more(it)
+        for pid in (it.actuator.popen.pid, it.line.children()["gate"], it.line.popen.pid):
+            os.kill(pid, signal.SIGSTOP)
+            it.wait_for(lambda: not it.conveyor.running)
+            with contextlib.suppress(ProcessLookupError):  # the supervisor has replaced it
+                os.kill(pid, signal.SIGCONT)
+            passes_more(it)
+        it.line.stop()
+    assert_nothing_escaped(it)
+
+
+def test_the_panel(tmp_path: Path, runtime_dir: Path) -> None:
+    """Faults latch through SIGKILL, a user resets them, and commissioning is seen."""
+    belt = BeltSettings(reject_bin=3)
+    with ConveyorLine(tmp_path, runtime_dir, belt, extra=f'watch = ["bin_full", "air_ok"]\n{COMMISSIONING}') as it:
+        it.wait_for(lambda: it.status().get("unable") == "fault bin_full")
+        it.wait_for(lambda: not it.conveyor.running)
+        it.actuator.kill()
+        assert "fault bin_full" in maskline(it, "status").stdout
+        it.conveyor.empty_bin()
+        it.start_actuator()
+        it.wait_for(lambda: it.status().get("unable") == "fault bin_full")
+        shown = maskline(it, "status")
+        assert (shown.returncode, "the reject bin is full" in shown.stdout) == (1, True), shown.stdout
+        done = maskline(it, "reset", ACTUATOR, "--why", "emptied")
+        assert (done.returncode, done.stdout) == (0, f"{ACTUATOR}: reset: bin_full\n"), done.stderr
+        it.wait_for(lambda: it.conveyor.running)
+        refused = maskline(it, "test-fire", ACTUATOR, "--why", "a test")
+        assert (refused.returncode, "needs commissioning mode" in refused.stderr) == (1, True), refused.stderr
+        assert it.actuator.stop() == 0
+        it.start_actuator("--commissioning")
+        it.wait_for(lambda: it.status().get("commissioning") is True)
+        assert "COMMISSIONING" in maskline(it, "status").stdout
+        assert maskline(it, "test-fire", ACTUATOR, "--why", "a test").returncode == 0
+        assert it.actuator.stop() == 0
+        it.line.stop()
+    audit = (it.state_dir / "audit.jsonl").read_text()
+    assert [w in audit for w in ("actuator.reset", "actuator.commissioning", "actuator.test_fire")] == [True] * 3
+    assert maskline(it, "reset", ACTUATOR, "--why", "again").stdout.endswith("it does not run\n")
+
+
+def test_two_processes_never_drive_one_ejector(tmp_path: Path, runtime_dir: Path) -> None:
+    with ConveyorLine(tmp_path, runtime_dir, ENDLESS) as it:
+        it.wait_for(lambda: bool(it.status()))
+        first = it.actuator
+        it.start_actuator()
+        assert it.actuator.popen.wait(30) == 75
+        assert "another process runs the actuator ejector" in it.actuator.log.read_text()
+        assert first.stop() == 0
+        assert it.status() == {}

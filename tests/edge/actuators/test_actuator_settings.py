@@ -1,0 +1,124 @@
+"""Recipes with actuators: what cannot be safe is refused, and says why."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from edge.actuators.belt import BeltSettings
+from edge.actuators.process import actuate, chosen
+from edge.actuators.settings import MatchByCount
+from edge.errors import RecipeError
+from edge.recipes import load_recipe
+from tests.conveyor_line import conveyor_recipe
+from tests.edge.actuators.actuator_helpers import actuator
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"timing": {"unit": "counts", "delay": 8, "pulse": 8, "tolerance": 3, "min_spacing": 12}}, "pass the sensor"),
+        ({"match": {"by": "count", "distance_counts": 60, "window_counts": 6}}, "two parts would fit"),
+        ({"match": {"by": "time", "delay_ms": 60, "window_ms": 4}}, "goes with timing.unit"),
+        ({"min_age_ms": 1000}, "is not less than max_age_ms"),
+        ({"drivers": [{"kind": "mqtt", "host": "h", "topic": "t"}]}, "0 of its drivers have an ejector"),
+        ({"match": {"by": "number"}}, "number"),
+    ],
+)
+def test_settings_that_cannot_be_safe_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        actuator(**changes)
+
+
+def test_a_plc_that_follows_its_parts_itself_needs_no_ejector_of_ours() -> None:
+    """It triggers at the camera, and many parts are on their way before the first result."""
+    timing = {"unit": "ms", "delay": 400, "pulse": 10, "tolerance": 50, "min_spacing": 20}
+    drivers = [{"kind": "modbus", "role": "server", "host": "127.0.0.1", "ejector": False}]
+    assert actuator(drivers=drivers, match={"by": "id"}, timing=timing).timing.delay == 400
+    with pytest.raises(ValidationError, match="pass the sensor"):
+        actuator(match={"by": "id"}, timing=timing)
+
+
+def test_actuators_that_are_meant(tmp_path: Path) -> None:
+    path = conveyor_recipe(tmp_path, "ipc:///tmp/nowhere", BeltSettings())
+    text = path.read_text()
+    path.write_text(text + text[text.index("[[actuators]]") :].replace('name = "ejector"', 'name = "second"'))
+    recipe = load_recipe(path)
+    assert [a.name for a in chosen(recipe, None)] == ["ejector", "second"]
+    assert [a.name for a in chosen(recipe, "second")] == ["second"]
+    with pytest.raises(RecipeError, match="no actuator 'third'; the recipe has ejector, second"):
+        chosen(recipe, "third")
+    with pytest.raises(RecipeError, match="has no commissioning mode"):
+        actuate(recipe, None, tmp_path, tmp_path, commissioning="ada")
+    with pytest.raises(RecipeError, match=r"has no \[\[actuators\]\]"):
+        chosen(load_recipe("web"), None)
+
+
+def changed(tmp_path: Path, before: str, after: str) -> Path:
+    path = conveyor_recipe(tmp_path, "ipc:///tmp/nowhere", BeltSettings())
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ('lane = "cam"', 'lane = "other"', "no lane 'other'"),
+        ('name = "ejector"', 'name = "Ejector"', "actuators.0.name"),
+        ('kind = "conveyor", ', 'kind = "marker", ', 'kind = "conveyor" needs an endpoint'),
+        ("max_age_ms = ", "max_age_ms = 0 # ", "max_age_ms = 0"),
+        ('at_rest = "reject"', "", "at_rest: this field is required"),
+    ],
+)
+def test_a_wrong_recipe_says_which_field(tmp_path: Path, before: str, after: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(changed(tmp_path, before, after))
+
+
+def test_an_ejector_that_rests_at_pass_needs_a_wired_line_ok(tmp_path: Path) -> None:
+    path = changed(tmp_path, 'at_rest = "reject"', 'at_rest = "pass"')
+    assert load_recipe(path).actuator("ejector").at_rest == "pass"
+    path.write_text(path.read_text().replace('wired = "plc"', 'wired = "none", because = "a test"'))
+    with pytest.raises(RecipeError, match="lets everything pass when this box dies"):
+        load_recipe(path)
+
+
+def test_names_are_unique(tmp_path: Path) -> None:
+    path = conveyor_recipe(tmp_path, "ipc:///tmp/nowhere", BeltSettings())
+    text = path.read_text()
+    path.write_text(text + text[text.index("[[actuators]]") :])
+    with pytest.raises(RecipeError, match="actuators named twice: ejector"):
+        load_recipe(path)
+
+
+def test_the_shipped_recipe_fits_the_conveyor() -> None:
+    recipe, belt = load_recipe("conveyor"), BeltSettings()
+    found = recipe.actuator("ejector")
+    assert isinstance(found.match, MatchByCount)
+    assert found.match.distance_counts == (belt.sensor_mm - belt.camera_mm) * belt.counts_per_mm
+    last_counts = (belt.ejector_mm - belt.sensor_mm) * belt.counts_per_mm
+    reach_counts = belt.reach_mm * belt.counts_per_mm
+    timing = found.timing
+    assert timing.delay + timing.tolerance < last_counts - reach_counts
+    assert timing.delay + timing.pulse > last_counts + reach_counts
+    assert timing.min_spacing <= (belt.spacing_mm - 2 * belt.jitter_mm) * belt.counts_per_mm
+
+
+def test_a_hash_of_a_recipe_is_the_same_in_every_process(tmp_path: Path) -> None:
+    path = changed(tmp_path, "max_late", 'watch = ["bin_full", "air_ok"]\nmax_late')
+    command = [sys.executable, "-c", f"from edge.recipes import load_recipe; print(load_recipe({str(path)!r}).sha256)"]
+    found = {
+        subprocess.run(
+            command, env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(found) == 1
