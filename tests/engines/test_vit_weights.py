@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from edge import cli
+from edge.cli_networks import fit
 from edge.errors import MasklineError
 from engines import fit as fitting
 from engines.anovit import AnoVit
@@ -269,4 +269,4 @@ def test_other_engines_take_no_weights_and_a_bundle_takes_none_beside_it(folder:
     with pytest.raises(MasklineError, match=r"--weights .*: engine 'sdc' takes none; those that do: anovit"):
         fitting.from_scratch("sdc", weights=folder)
     with pytest.raises(MasklineError, match=r"--bundle texture-s and --weights .*: fitting starts from one of them"):
-        cli.fit(good=tmp_path, out=tmp_path / "out", bundle="texture-s", weights=folder)
+        fit(good=tmp_path, out=tmp_path / "out", bundle="texture-s", weights=folder)
