@@ -32,7 +32,7 @@ from tests.support import calibrate_marker, marker_recipe
 
 UP_WITHIN_S = 90.0
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.line, pytest.mark.timeout(240)]
 
 
 @pytest.fixture(autouse=True)

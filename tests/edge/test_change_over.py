@@ -24,7 +24,7 @@ from tests.support import calibrate_marker, marker_recipe
 
 UP_WITHIN_S = 60.0
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.line, pytest.mark.timeout(240)]
 
 
 def recipe(folder: Path, name: str, calibrated: bool = True, **fields: object) -> Path:

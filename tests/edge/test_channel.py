@@ -460,6 +460,7 @@ def test_with_keys_only_the_allowed_come_in_and_a_revoked_one_is_cut_off_at_once
             assert stranger.hear() == []
 
 
+@pytest.mark.line
 @pytest.mark.timeout(240)
 def test_whatever_is_killed_no_verdict_is_lost_or_comes_twice(tmp_path: Path, runtime_dir: Path) -> None:
     """Channel, gate and client, with real processes; the client takes up where it has stored that it was."""

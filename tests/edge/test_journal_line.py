@@ -20,6 +20,7 @@ from tests.support import RunningLine, calibrate_marker, marker_recipe, wait_unt
 UP_WITHIN_S = 90.0
 
 
+@pytest.mark.line
 @pytest.mark.timeout(240)
 def test_a_line_whose_gate_is_killed_keeps_a_journal_that_verifies_all_the_while(
     tmp_path: Path, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch

@@ -258,6 +258,7 @@ def line(tmp_path: Path, runtime_dir: Path, systemd: Systemd) -> Iterator[Runnin
         yield running
 
 
+@pytest.mark.line
 def test_ready_when_every_process_is_up(line: RunningLine, systemd: Systemd, tmp_path: Path) -> None:
     wait_until(lambda: "detect" in line.children(), START_WITHIN_S)
     slow = line.children()["detect"]
@@ -276,6 +277,7 @@ def test_ready_when_every_process_is_up(line: RunningLine, systemd: Systemd, tmp
     assert systemd.count("READY") == 1
 
 
+@pytest.mark.line
 def test_a_start_tells_for_whom_it_waits(line: RunningLine, systemd: Systemd) -> None:
     wait_until(lambda: systemd.count("READY") == 1, START_WITHIN_S)
     first = next(m for m in systemd.messages if "EXTEND_TIMEOUT_USEC" in m)
@@ -283,6 +285,7 @@ def test_a_start_tells_for_whom_it_waits(line: RunningLine, systemd: Systemd) ->
     assert line.stop() == 0
 
 
+@pytest.mark.line
 def test_a_hung_process_is_replaced_and_the_watchdog_goes_on(line: RunningLine, systemd: Systemd) -> None:
     wait_until(lambda: systemd.count("READY") == 1, START_WITHIN_S)
     victim = line.children()["prepare"]
@@ -293,6 +296,7 @@ def test_a_hung_process_is_replaced_and_the_watchdog_goes_on(line: RunningLine, 
     assert line.stop() == 0
 
 
+@pytest.mark.line
 def test_the_watchdog_starves_while_a_hung_process_cannot_be_replaced(
     line: RunningLine, systemd: Systemd, tmp_path: Path
 ) -> None:

@@ -97,6 +97,7 @@ def nodes(client: Path) -> Iterator[Any]:
         node.close()
 
 
+@pytest.mark.line
 @pytest.mark.timeout(400)
 def test_it_gets_each_verdict_once_whatever_is_killed(nodes: Any, tmp_path: Path, runtime_dir: Path) -> None:
     storm = "supervision = { restarts = 1000, window_s = 60 }"
@@ -133,6 +134,7 @@ def test_it_gets_each_verdict_once_whatever_is_killed(nodes: Any, tmp_path: Path
         assert int(by_seq[verdict.seq]["decided_utc_ns"]) == verdict.decided_utc_ns
 
 
+@pytest.mark.line
 @pytest.mark.timeout(300)
 def test_it_hears_over_curve_only_with_an_allowed_key(nodes: Any, tmp_path: Path, runtime_dir: Path) -> None:
     port = free_port()

@@ -64,6 +64,7 @@ def assert_ledger_is_whole(state_dir: Path, published: list[Verdict]) -> Counter
     return counts
 
 
+@pytest.mark.line
 @pytest.mark.timeout(300 * ROUNDS)
 @pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGSTOP], ids=["SIGKILL", "SIGSTOP"])
 def test_each_process_in_turn(tmp_path: Path, runtime_dir: Path, sig: signal.Signals) -> None:
@@ -82,6 +83,7 @@ def test_each_process_in_turn(tmp_path: Path, runtime_dir: Path, sig: signal.Sig
     assert counts["REJECT"] > 0
 
 
+@pytest.mark.line
 @pytest.mark.timeout(180 * ROUNDS)
 def test_supervisor_killed(tmp_path: Path, runtime_dir: Path) -> None:
     recipe = marker_recipe(tmp_path, parts=None, rate_hz=50, deadline_ms=2000)
@@ -104,6 +106,7 @@ def test_supervisor_killed(tmp_path: Path, runtime_dir: Path) -> None:
     assert counts["restart"] >= 1
 
 
+@pytest.mark.line
 def test_detect_killed_while_frames_wait_for_others(
     tmp_path: Path, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

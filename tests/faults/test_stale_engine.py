@@ -20,7 +20,7 @@ from tests.support import RunningLine, calibrate_marker, journal_verdicts, marke
 
 UP_WITHIN_S = 60.0
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.line, pytest.mark.timeout(240)]
 
 
 def not_ready(heard: Listener) -> int:

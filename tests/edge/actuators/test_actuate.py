@@ -15,7 +15,7 @@ import pytest
 from edge.actuators.belt import BeltSettings, End
 from tests.conveyor_line import ACTUATOR, ConveyorLine, assert_nothing_escaped
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.line, pytest.mark.timeout(300)]
 
 ENDLESS = BeltSettings()
 COMMISSIONING = 'commissioning = { line_ok = "toggles" }'
