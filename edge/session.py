@@ -23,6 +23,8 @@ __all__ = ["CREDIT", "Event", "Gap", "NewEpoch", "Position", "Refused", "Session
 
 CREDIT = 256
 """Verdicts that may be on their way or wait here; also how much memory a slow reader needs."""
+LONGEST_INTERVAL_MS = 1_000
+"""Whatever a message says: who acknowledges more seldom is forgotten by the line."""
 _MS = 1_000_000
 
 
@@ -165,11 +167,14 @@ class Session:
             self._take_welcome(message, now_ns)
         if not self._welcomed:
             return  # of an earlier connection, or of another line
+        if isinstance(message, Verdict | Heartbeat) and message.epoch != self._received.epoch:
+            self._say_hello_again(now_ns)  # this, or what we were welcomed to, was garbled on its way
+            return
         if isinstance(message, Verdict):
             self._take_verdict(message, now_ns)
         elif isinstance(message, Heartbeat):
             self._beat = message
-            self._interval_ns = max(1, message.interval_ms) * _MS
+            self._interval_ns = _interval_ns(message)
         elif isinstance(message, Clock):
             if message.sent_ns > now_ns:
                 raise ProtocolError(f"the answer to an ack of {message.sent_ns}, which was not sent yet")
@@ -186,7 +191,7 @@ class Session:
             raise ProtocolError(f"this is the line {welcome.line}; expected {self._line}")
         self._welcomed, self._refused = True, ""
         self._next_ack_ns = now_ns
-        self._interval_ns = max(1, welcome.interval_ms) * _MS
+        self._interval_ns = _interval_ns(welcome)
         at = self._received
         if at.seq < 0:
             self._received = self.position = Position(welcome.epoch, welcome.seq)
@@ -201,8 +206,8 @@ class Session:
             self._queue.append((gap, self._received))
 
     def _take_verdict(self, verdict: Verdict, now_ns: int) -> None:
-        if verdict.epoch != self._received.epoch or verdict.seq <= self._received.seq:
-            return  # sent again, or of a journal that is over
+        if verdict.seq <= self._received.seq:
+            return  # sent again
         if verdict.seq > self._received.seq + 1 or len(self._queue) > 2 * self._credit:
             self._say_hello_again(now_ns)  # some were lost on the way, or it knows no credit
             return
@@ -232,3 +237,7 @@ class Session:
             return None
         self._silent = False
         return beat
+
+
+def _interval_ns(message: Heartbeat | Welcome) -> int:
+    return min(max(1, message.interval_ms), LONGEST_INTERVAL_MS) * _MS

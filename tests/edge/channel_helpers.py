@@ -107,8 +107,12 @@ class World:
         self.server = self.new_server()
 
     def restart_client(self) -> None:
-        """It knows what it has stored, and nothing else."""
+        """It knows what it has stored, and nothing else: a verdict that it had and did not handle comes again."""
         self.cut()
+        handled = self.client.position
+        self.events = [
+            e for e in self.events if not (isinstance(e, Verdict) and e.epoch == handled.epoch and e.seq > handled.seq)
+        ]
         self.client = Session(self.client.position, self.now_ns, credit=self.credit)
 
     def step(self, ms: int = 10, events: int = 1_000_000) -> None:

@@ -308,3 +308,25 @@ def test_an_answer_to_what_was_never_asked_says_nothing_of_the_clock() -> None:
     world.client_turn()
     assert world.client.clock.range(world.now_ns) == before
     assert "not sent yet" in str(world.of_type(Refused))
+
+
+def test_a_welcome_to_a_journal_that_is_not_there_is_mended_by_what_follows() -> None:
+    world = World(Position("e1", 0))
+    world.publish(2)
+    world.settle()
+    world.client.receive(encode(Welcome("test", "e!", 2, 1, 250, "b")), world.now_ns)
+    world.publish(2)
+    world.settle(3)
+    assert world.client.position == Position("e1", 4)
+
+
+def test_a_garbled_interval_neither_hides_silence_nor_has_us_forgotten() -> None:
+    world = World(Position("e1", 0))
+    world.settle()
+    world.client.receive(encode(beat(0, world.now_ns, interval_ms=2**31)), world.now_ns)
+    for _ in range(20):
+        world.step(250)
+        world.server.forget_silent(world.server_now_ns)
+    world.publish(3)
+    world.settle()
+    assert world.client.position == Position("e1", 3)
