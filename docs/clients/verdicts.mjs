@@ -55,7 +55,9 @@ function handle(message) {
     welcomed = false; // say hello again
   } else if (!welcomed) {
     return;
-  } else if (type === "verdict" && message.epoch === received.epoch && message.seq > received.seq) {
+  } else if (type !== "clock" && message.epoch !== received.epoch) {
+    welcomed = false; // not what we were welcomed to: say hello again
+  } else if (type === "verdict" && message.seq > received.seq) {
     if (message.seq > received.seq + 1) return void (welcomed = false); // one was lost: say hello again
     say("verdict", message);
     received.seq = message.seq;
