@@ -23,7 +23,7 @@ class ClockOffset:
 
     def __init__(self, drift_ppm: int = DRIFT_PPM) -> None:
         self._drift_ppm = drift_ppm
-        self._samples: deque[tuple[int, int, int]] = deque(maxlen=SAMPLES)  # received, and the lead's least and most
+        self._samples: deque[tuple[int, int, int]] = deque(maxlen=SAMPLES)  # sent, and the lead's least and most
         self.boot_id = ""
         """Of the box whose clock it is: an offset means nothing after its next boot."""
 
@@ -37,7 +37,8 @@ class ClockOffset:
         if boot_id != self.boot_id:
             self._samples.clear()
             self.boot_id = boot_id
-        self._samples.append((received_ns, server_ns - received_ns, server_ns - sent_ns))
+        # The server looked at its clock at some time since the question: so old is what it said.
+        self._samples.append((sent_ns, server_ns - received_ns, server_ns - sent_ns))
         low, high = self.range(received_ns)
         if low > high:  # one of the clocks stood still or was slewed faster than any drift: what was known is void
             newest = self._samples[-1]

@@ -154,12 +154,13 @@ def pushing(runtime_dir: Path) -> Iterator[list[str]]:
     try:
         for path in sockets:
             with context.socket(zmq.PUSH) as push:
+                push.linger = 1000  # the channel takes nothing from a socket of this type
                 push.connect(f"ipc://{path}")
                 for data in GARBAGE:
                     push.send(data)
         yield [p.name for p in sockets]
     finally:
-        context.destroy(linger=1000)
+        context.destroy()
 
 
 def test_strangers_messages_and_a_second_supervisor_disturb_nobody(tmp_path: Path, runtime_dir: Path) -> None:

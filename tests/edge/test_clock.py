@@ -39,7 +39,7 @@ def test_it_is_so_for_clocks_that_drift(ppm: int, delays: list[tuple[int, int]])
         clock.add(now_ns, server(now_ns + there_ns), now_ns + there_ns + back_ns)
         now_ns += there_ns + back_ns + 250 * MS
         low, high = clock.range(now_ns)
-        assert low - 1 <= server(now_ns) - now_ns <= high + 1  # its readings are whole nanoseconds
+        assert low - 3 <= server(now_ns) - now_ns <= high + 3  # readings are cut to whole nanoseconds
 
 
 def test_the_best_way_of_each_direction_counts() -> None:
@@ -54,8 +54,8 @@ def test_the_best_way_of_each_direction_counts() -> None:
 def test_what_is_known_is_worth_less_with_time() -> None:
     clock = ClockOffset(drift_ppm=500)
     exchange(clock, 0, MS, MS, 0)
-    assert clock.bound_ns(2 * MS) == MS
-    assert clock.bound_ns(2 * MS + 10 * S) == MS + 5 * MS
+    assert clock.bound_ns(0) == MS
+    assert clock.bound_ns(10 * S) == MS + 5 * MS
 
 
 def test_another_boot_has_another_clock() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -305,6 +306,7 @@ def test_tail_shows_the_newest_and_follows_a_live_journal(tmp_path: Path) -> Non
             [sys.executable, "-m", "edge.cli", "journal", "tail", str(path), "-n", "1", "-f", "--json"],
             stdout=subprocess.PIPE,
             text=True,
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # ignored under a shell's &
         )
         watchdog = threading.Timer(60, tail.kill)
         watchdog.start()
@@ -319,7 +321,7 @@ def test_tail_shows_the_newest_and_follows_a_live_journal(tmp_path: Path) -> Non
             journal.head = journal.write(partial(write_turn, 1, [], [], [(v, encode(v)) for v in again], before))
             told = [json.loads(tail.stdout.readline()) for _ in range(2)]
             assert [(v["seq"], v["score"]) for v in told] == [(6, 0.9), (7, 0.9)]
-            tail.send_signal(2)
+            tail.send_signal(signal.SIGINT)
             assert tail.wait(20) == 0
             assert tail.stdout.read() == ""
         finally:
