@@ -64,7 +64,8 @@ function handle(message) {
   } else if (type === "clock") {
     const ns = BigInt(message.received_ns) - BigInt(message.sent_ns);
     const worn = lead && lead.ns + ((now() - lead.at) * DRIFT_PPM) / 1_000_000n;
-    if (!lead || lead.boot !== message.boot_id || ns < worn) lead = { boot: message.boot_id, ns, at: BigInt(message.sent_ns) };
+    const at = BigInt(message.sent_ns);
+    if (!lead || lead.boot !== message.boot_id || ns < worn) lead = { boot: message.boot_id, ns, at };
   } else if (type === "heartbeat" && lead?.boot === message.boot_id) {
     const made = BigInt(message.at_ns) - lead.ns - ((now() - lead.at) * DRIFT_PPM) / 1_000_000n; // at the earliest
     if (made > alive) alive = made;
