@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
-from mala_helpers import TINY, VARIANTS, Numbers, Pixels, answer, random_tiles, scrambled
+from export_helpers import assert_tensorrt_builds, by_onnxruntime, in_every_precision
+from mala_helpers import TINY, VARIANTS, answer, random_tiles, scrambled
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
@@ -23,7 +23,7 @@ from engines.export import export_bundle, to_onnx
 from engines.graphs import static_graph
 from engines.mala import ADVERSARIAL, STAGE_2_FROM, TokenBalance, draw_hidden, focal
 from engines.networks import build, count_work
-from engines.precision import PRECISIONS, observe_ranges, typed_graph
+from engines.precision import PRECISIONS
 from engines.registry import ENGINES
 
 STAGES = {"masking": 0.0, "map": STAGE_2_FROM}
@@ -166,13 +166,6 @@ def test_balanced_are_the_first_and_the_last_of_the_encoder_and_the_last_of_the_
         torch.testing.assert_close(tokens, seen[name])
 
 
-def by_onnxruntime(graph: bytes, tiles: Pixels) -> Numbers:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
-    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    return np.asarray(session.run(None, {"tiles": tiles})[0])
-
-
 @pytest.mark.parametrize("kind", VARIANTS)
 def test_the_export_says_what_torch_says(kind: str) -> None:
     a = VARIANTS[kind]
@@ -204,9 +197,7 @@ def test_a_bundle_serves_picture_and_map(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def typed() -> dict[str, bytes]:
-    graph = to_onnx(scrambled(TINY))
-    ranges = observe_ranges(graph, {}, random_tiles(TINY, 4, seed=9))
-    return {p: typed_graph(graph, {}, 1, p, ranges if p == "int8" else None) for p in PRECISIONS}
+    return in_every_precision(scrambled(TINY), random_tiles(TINY, 4, seed=9))
 
 
 def test_half_precision_says_nearly_the_same(typed: dict[str, bytes]) -> None:
@@ -218,14 +209,7 @@ def test_half_precision_says_nearly_the_same(typed: dict[str, bytes]) -> None:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_tensorrt_builds_it(precision: str, typed: dict[str, bytes]) -> None:
-    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt_rtx: pip install 'maskline[rtx]'")
-    from engines.backends.tensorrt.api import find_tensorrt
-    from engines.backends.tensorrt.build import build_engine
-
-    api = find_tensorrt()
-    if api.flavour != "tensorrt_rtx":
-        pytest.skip(f"{api.name} is installed as well and comes first; it builds for the GPU of this machine alone")
-    assert len(build_engine(api, typed[precision], "sm89")) > 50_000
+    assert_tensorrt_builds(typed[precision])
 
 
 def test_the_edge_size_is_small() -> None:

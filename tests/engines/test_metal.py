@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
+from export_helpers import assert_tensorrt_builds, by_onnxruntime, in_every_precision
 from skimage.metrics import structural_similarity
 from sklearn.metrics import roc_auc_score
 from texture_helpers import beside_the_mean_image, crops, photograph, real_images, stripes, with_defect
@@ -25,7 +25,7 @@ from engines.export import to_onnx
 from engines.mae import patchify, unpatchify
 from engines.metal import CONTRAST, SSIM_WINDOW_PX, MaskedTransformer
 from engines.networks import build, count_work
-from engines.precision import PRECISIONS, observe_ranges, typed_graph
+from engines.precision import PRECISIONS
 from engines.registry import ENGINES
 from engines.training import Schedule, Trainer
 
@@ -212,13 +212,6 @@ def test_the_map_orders_pixels_as_squares_summed_over_channels_do() -> None:
     )
 
 
-def by_onnxruntime(graph: bytes, tiles: Pixels) -> Numbers:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
-    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    return np.asarray(session.run(None, {"tiles": tiles})[0])
-
-
 @pytest.mark.parametrize("attention", ["strict", "literal"])
 @pytest.mark.parametrize("kind", ["rows2", "columns1", "none2", "colour"])
 def test_the_export_says_what_torch_says(kind: str, attention: str) -> None:
@@ -245,9 +238,7 @@ def test_in_the_export_a_patch_changes_its_own_reconstruction_by_exactly_nothing
 
 @pytest.fixture(scope="module")
 def typed() -> dict[str, bytes]:
-    graph = to_onnx(scrambled(TINY))
-    ranges = observe_ranges(graph, {}, random_tiles(TINY, 4, seed=9))
-    return {p: typed_graph(graph, {}, 1, p, ranges if p == "int8" else None) for p in PRECISIONS}
+    return in_every_precision(scrambled(TINY), random_tiles(TINY, 4, seed=9))
 
 
 def test_half_precision_says_nearly_the_same(typed: dict[str, bytes]) -> None:
@@ -259,14 +250,7 @@ def test_half_precision_says_nearly_the_same(typed: dict[str, bytes]) -> None:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_tensorrt_builds_it(precision: str, typed: dict[str, bytes]) -> None:
-    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt_rtx: pip install 'maskline[rtx]'")
-    from engines.backends.tensorrt.api import find_tensorrt
-    from engines.backends.tensorrt.build import build_engine
-
-    api = find_tensorrt()
-    if api.flavour != "tensorrt_rtx":
-        pytest.skip(f"{api.name} is installed as well and comes first; it builds for the GPU of this machine alone")
-    assert len(build_engine(api, typed[precision], "sm89")) > 50_000
+    assert_tensorrt_builds(typed[precision])
 
 
 def fitted(a: MetalArchitecture, images: list[Pixels], steps: int, batch: int) -> MaskedTransformer:
