@@ -205,8 +205,7 @@ class Loop:
         if self._commissioning:
             wanted = rest is (now.ns >= self._firing_until_ns)
         else:
-            wanted = self._holds if self.unable else self.fifo.ejects(now)
-            wanted = wanted or (bool(self.unable) and self.fifo.ejects(now))
+            wanted = self.fifo.ejects(now) or (bool(self.unable) and self._holds)
         if wanted is not self._ejecting and self._try(lambda: self._driver.eject(wanted)):
             self._ejecting = wanted
         mode = self._actuator.commissioning

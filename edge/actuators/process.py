@@ -99,10 +99,8 @@ class _Thread(threading.Thread):
         self._turned = time.monotonic()
         owned.callback(os.close, hold(state_dir, actuator.name))
         audit = AuditTrail(audit_path(state_dir))
-        latch, panel = (
-            Latch(actuator_dir(state_dir, actuator.name), actuator.name, audit),
-            Panel(state_dir, runtime_dir, actuator.name),
-        )
+        latch = Latch(actuator_dir(state_dir, actuator.name), actuator.name, audit)
+        panel = Panel(state_dir, runtime_dir, actuator.name)
         driver = open_drivers(actuator.drivers)
         owned.callback(driver.close)
         channel = owned.enter_context(_channel(recipe, actuator, runtime_dir))

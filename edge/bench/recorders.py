@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 
 import zmq
@@ -23,7 +24,7 @@ FROM_THE_FIRST_ON = Position("none", 0)
 LOOK_MS = 20
 
 
-class Thread:
+class Thread(ABC):
     """A thread with an end; what it dies of is raised when the block ends."""
 
     def __init__(self) -> None:
@@ -31,8 +32,8 @@ class Thread:
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._guarded, name=type(self).__name__, daemon=True)
 
-    def _run(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _run(self) -> None: ...
 
     def _guarded(self) -> None:
         try:
