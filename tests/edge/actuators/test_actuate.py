@@ -83,16 +83,21 @@ def test_what_happens_on_the_belt(tmp_path: Path, runtime_dir: Path) -> None:
     assert_nothing_escaped(it)
 
 
-def test_actuator_and_gate_stop_and_go_on(tmp_path: Path, runtime_dir: Path) -> None:
-    """SIGSTOP, long enough for everybody to notice."""
+@pytest.mark.parametrize("stopped", ["actuator", "gate", "gate, dead under a stopped supervisor"])
+def test_one_stops_and_goes_on(tmp_path: Path, runtime_dir: Path, stopped: str) -> None:
+    """SIGSTOP, until the belt stands. Under a stopped supervisor a line goes on; only its dead are not replaced."""
     with ConveyorLine(tmp_path, runtime_dir, ENDLESS) as it:
         passes_more(it)
-        for pid in (it.actuator.popen.pid, it.line.children()["gate"], it.line.popen.pid):
-            os.kill(pid, signal.SIGSTOP)
-            it.wait_for(lambda: not it.conveyor.running)
-            with contextlib.suppress(ProcessLookupError):  # the supervisor has replaced it
-                os.kill(pid, signal.SIGCONT)
+        gate = it.line.children()["gate"]
+        pid = {"actuator": it.actuator.popen.pid, "gate": gate}.get(stopped, it.line.popen.pid)
+        os.kill(pid, signal.SIGSTOP)
+        if pid == it.line.popen.pid:
             passes_more(it)
+            os.kill(gate, signal.SIGKILL)
+        it.wait_for(lambda: not it.conveyor.running)
+        with contextlib.suppress(ProcessLookupError):  # the supervisor has replaced it
+            os.kill(pid, signal.SIGCONT)
+        passes_more(it)
         it.line.stop()
     assert_nothing_escaped(it)
 
