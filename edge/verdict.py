@@ -22,6 +22,14 @@ class Reason(str, Enum):
     DEADLINE = "deadline"  # no answer in time; the late score goes to the journal only
     OVERLOAD = "overload"  # no free slot for the frame
     MISSED_FRAME = "missed_frame"  # a trigger without an image, or a gap in the frame ids
+    REPEATED_FRAME = "repeated_frame"  # the camera gave a frame id twice
+    FRAME_OUT_OF_ORDER = "frame_out_of_order"  # a frame id below the last one, or a counter that began anew
+    FROZEN_FRAME = "frozen_frame"  # the same bytes as the frame before: the camera or its buffer stands
+    DEFOCUSED = "defocused"  # less sharp than any good part was
+    NO_PART = "no_part"  # nothing at the place where the recipe says that a part is
+    SEVERAL_PARTS = "several_parts"
+    MISPLACED = "misplaced"  # shifted or turned further than the recipe allows
+    TRACKING = "tracking"  # where on the web this frame lies is not known: its encoder ran backwards or jumped
     MISSING_VIEW = "missing_view"  # an expected view of the part was never triggered
     BAD_IMAGE = "bad_image"  # the image does not decode
     WRONG_SIZE = "wrong_size"  # not the size, depth or channels that the recipe declares
