@@ -8,6 +8,7 @@ row of the slab when it is ready and when it last turned its loop.
 from __future__ import annotations
 
 import ctypes
+import gc
 import importlib
 import os
 import signal
@@ -255,6 +256,7 @@ def main() -> None:
         worker = Worker(process, plan, slab, runtime_dir, Path(os.environ["MASKLINE_LINE_STATE_DIR"]))
         worker.beat()
         run: Callable[[Worker], None] = importlib.import_module(process.entry).run
+        gc.freeze()  # what was imported lives as long as the process: a full collection need not walk it
         run(worker)
         worker.close()
     except MasklineError as error:
