@@ -23,7 +23,7 @@ def open_drivers(wanted: tuple[settings.Driver, ...]) -> Drivers:
             drivers.append(_open(one))
             opened.callback(drivers[-1].close)
         opened.pop_all()
-    return Drivers(drivers)
+    return Drivers(drivers, eject=ordered[0].ejects)
 
 
 def _open(wanted: settings.Driver) -> Driver:
@@ -47,9 +47,11 @@ def _open(wanted: settings.Driver) -> Driver:
 class Drivers:
     """See `edge.actuators.driver.Driver`. What only listens may fail: that is logged, and nothing else."""
 
-    def __init__(self, drivers: list[Driver]) -> None:
-        """`drivers`: the one that acts first."""
+    def __init__(self, drivers: list[Driver], *, eject: bool) -> None:
+        """`drivers`: the one that acts first. `eject`: whether it has the ejector; where none has, a PLC acts upon the
+        results that it is told."""
         self._main, *self._others = drivers
+        self._eject = eject
         self._failing: set[int] = set()
 
     def poll(self, timeout_ms: int) -> list[Edge]:
@@ -67,7 +69,8 @@ class Drivers:
         return self._main.count()
 
     def eject(self, on: bool) -> None:
-        self._main.eject(on)
+        if self._eject:
+            self._main.eject(on)
 
     def line_ok(self, level: bool) -> None:
         self._main.line_ok(level)
