@@ -30,12 +30,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engines.architecture import AnovitArchitecture
+from engines.differences import in_contrasts
 from engines.mae import patchify
 
 __all__ = ["AnoVit"]
-
-SMALLEST_CONTRAST = 2 / 255
-"""Tiles flatter than this (standard deviation) have their error reported in units of this."""
 
 
 class AnoVit(nn.Module):
@@ -83,8 +81,7 @@ class AnoVit(nn.Module):
         """
         x = tiles.float() / 255
         error = self(tiles) - x
-        contrast = x.std((1, 2, 3)).clamp(min=SMALLEST_CONTRAST)
-        return error.square().mean(), (error.detach().abs().mean((1, 2, 3)) / contrast).mean()
+        return error.square().mean(), in_contrasts(error, x)
 
     def _initialise(self) -> None:
         for module in self.modules():

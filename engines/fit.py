@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -30,6 +29,7 @@ from engines.architecture import AnovitArchitecture, Architecture, RetouchArchit
 from engines.bundle import GRAPH, Bundle, Manifest, Trained, find_bundle, load_bundle
 from engines.export import export_bundle, load_model
 from engines.lite0 import weights_file
+from engines.loss_curve import draw_curve
 from engines.mae import MaskedAutoencoder
 from engines.networks import Network, build
 from engines.registry import ENGINES, YOURS, Fitting
@@ -38,7 +38,7 @@ from engines.training import Schedule, Trainer, montage, write_picture
 from engines.vit_weights import load_encoder
 from engines.weight_files import file_sha256, find_file
 
-__all__ = ["Start", "as_seen", "draw_curve", "fit", "from_bundle", "from_scratch", "load_good"]
+__all__ = ["Start", "as_seen", "fit", "from_bundle", "from_scratch", "load_good"]
 
 MIB_AT_ONCE = 1024
 SHOWN = 6
@@ -280,35 +280,3 @@ class _Advance:
 
     def __call__(self, error: float) -> None:
         self._progress.update(self._task, advance=1, error=error)
-
-
-def draw_curve(seen: Sequence[float], held_out: Sequence[float], every: int) -> Pixels:
-    """The error over the steps, uint8 RGB [360, 640, 3]: training in grey, its mean in black, held out in green."""
-    height, width, left, bottom = 360, 640, 56, 40
-    picture = np.full((height, width, 3), 255, np.uint8)
-    top_value = max([*seen, *held_out, 1e-6]) * 1.05
-    last = max(len(seen), every * len(held_out), 1)
-
-    def at(step: float, value: float) -> tuple[int, int]:
-        x = left + (width - left - 16) * step / last
-        return int(x), int(height - bottom - (height - bottom - 16) * value / top_value)
-
-    def line(points: list[tuple[int, int]], colour: tuple[int, int, int], thick: int) -> None:
-        cv2.polylines(picture, [np.array(points, np.int32).reshape(-1, 1, 2)], False, colour, thick, cv2.LINE_AA)
-
-    def text(words: str, x: int, y: int) -> None:
-        cv2.putText(picture, words, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (60, 60, 60), 1, cv2.LINE_AA)
-
-    for tick in range(5):
-        value = top_value * tick / 4
-        y = at(0, value)[1]
-        cv2.line(picture, (left, y), (width - 16, y), (225, 225, 225), 1)
-        text(f"{value:.2f}", 12, y + 4)
-        text(str(round(last * tick / 4)), at(last * tick / 4, 0)[0] - 10, height - bottom + 16)
-    line([at(k + 1, value) for k, value in enumerate(seen)] or [at(0, 0)], (190, 190, 190), 1)
-    window = max(1, len(seen) // 40)
-    smooth = [at(k + 1, float(np.mean(seen[max(0, k - window) : k + 1]))) for k in range(len(seen))]
-    line(smooth or [at(0, 0)], (30, 30, 30), 2)
-    line([at(every * (k + 1), value) for k, value in enumerate(held_out)] or [at(0, 0)], (0, 140, 60), 2)
-    text("error / contrast over steps: training (black), held out (green)", left, height - 8)
-    return picture

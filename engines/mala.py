@@ -42,9 +42,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engines.architecture import MalaArchitecture
+from engines.differences import in_contrasts, ssim
 from engines.mae import MaskedAutoencoder, patchify, unpatchify
 from engines.perlin import with_anomalies
-from engines.sdc import ssim
 
 __all__ = ["Mala", "TokenBalance", "draw_hidden", "focal"]
 
@@ -53,8 +53,6 @@ STAGE_2_FROM = 0.4
 HIDDEN_SHARE = 0.75
 ADVERSARIAL = 0.02
 """How much of the reversed gradient reaches the autoencoder."""
-SMALLEST_CONTRAST = 2 / 255
-"""Of tiles flatter than this (standard deviation) the error is not reported in units of it."""
 
 
 class Mala(nn.Module):
@@ -114,8 +112,7 @@ class Mala(nn.Module):
             part.requires_grad_(first)
         x = tiles.float() / 255
         loss, error = self.masking_loss(x, rng) if first else self.map_loss(x, tiles, rng)
-        contrast = x.std((1, 2, 3)).clamp(min=SMALLEST_CONTRAST)
-        return loss, (error.detach() / contrast).mean()
+        return loss, in_contrasts(error, x)
 
     def masking_loss(self, x: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Stage 1 on x [N, h, w, C] in [0, 1]: its loss, and the absolute error of the repainted patches [N]."""

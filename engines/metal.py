@@ -46,16 +46,14 @@ from torch import Tensor, nn
 
 from engines.architecture import MetalArchitecture
 from engines.bases import plane_waves
+from engines.differences import in_contrasts, ssim
 from engines.mae import patchify, unpatchify
-from engines.sdc import ssim
 
 __all__ = ["MaskedTransformer"]
 
 SSIM_WINDOW_PX = 11
 CONTRAST = 0.25
 """What a standard deviation of 1 inside the network is in pixels; their middle is mid grey."""
-SMALLEST_CONTRAST = 2 / 255
-"""Of a tile, when errors are reported in units of it."""
 
 
 class MaskedTransformer(nn.Module):
@@ -130,10 +128,8 @@ class MaskedTransformer(nn.Module):
         """
         x = tiles.float() / 255
         repainted = self.repaint(x)
-        error = (repainted - x).abs()
         alike = ssim(repainted.permute(0, 3, 1, 2), x.permute(0, 3, 1, 2), SSIM_WINDOW_PX)
-        contrast = x.std((1, 2, 3)).clamp(min=SMALLEST_CONTRAST)
-        return error.mean() - alike.mean(), (error.mean((1, 2, 3)) / contrast).mean().detach()
+        return (repainted - x).abs().mean() - alike.mean(), in_contrasts(repainted - x, x)
 
     def _initialise(self) -> None:
         for module in self.modules():

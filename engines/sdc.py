@@ -34,8 +34,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from engines.architecture import SdcArchitecture
 from engines.corruption import DEFAULT, Corruption, corrupt_tiles
+from engines.differences import in_contrasts, ssim
 
-__all__ = ["Objective", "SdcAutoencoder", "folded", "ssim"]
+__all__ = ["Objective", "SdcAutoencoder", "folded"]
 
 SMALLEST_CONTRAST = 4 / 255
 """Surfaces flatter than this (standard deviation within the window) are not amplified further."""
@@ -84,10 +85,7 @@ class SdcAutoencoder(nn.Module):
         different = different.mean(1)  # [N, h, w]
         share = want.corrupted
         loss = share * _mean_over(different, mask) + (1 - share) * _mean_over(different, 1 - mask)
-        with torch.no_grad():
-            contrast = x.std((1, 2, 3)).clamp(min=2 / 255)
-            error = ((repainted - x).abs().mean((1, 2, 3)) / contrast).mean()
-        return loss, error
+        return loss, in_contrasts(repainted - x, x)
 
 
 def _check(x: Tensor, a: SdcArchitecture) -> None:
@@ -204,20 +202,6 @@ class Objective:
 def _mean_over(values: Tensor, weights: Tensor) -> Tensor:
     """Mean of values [N, h, w] with weights [N, h, w] per tile, and of that over tiles."""
     return ((values * weights).sum((1, 2)) / weights.sum((1, 2)).clamp(min=1)).mean()
-
-
-def ssim(a: Tensor, b: Tensor, window: int = 7) -> Tensor:
-    """SSIM per pixel of a, b [N, C, h, w] in [0, 1]: the same shape, in [-1, 1]. Square windows, mirrored sides."""
-    a, b = a - 0.5, b - 0.5  # E[x^2] - E[x]^2 in float32 is useless on bright flat pictures without it
-
-    def mean(x: Tensor) -> Tensor:
-        rows = F.avg_pool2d(F.pad(x, (window // 2,) * 4, mode="reflect"), (window, 1), stride=1)
-        return F.avg_pool2d(rows, (1, window), stride=1)
-
-    ua, ub = mean(a), mean(b)
-    va, vb, covariance = mean(a * a) - ua * ua, mean(b * b) - ub * ub, mean(a * b) - ua * ub
-    light = (2 * (ua + 0.5) * (ub + 0.5) + 1e-4) / ((ua + 0.5) ** 2 + (ub + 0.5) ** 2 + 1e-4)
-    return light * (2 * covariance + 9e-4) / (va + vb + 9e-4)
 
 
 def folded(network: SdcAutoencoder) -> SdcAutoencoder:

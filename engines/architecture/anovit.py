@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from engines.architecture.whole_tile import WholeTile
 
 __all__ = ["ANOVIT_EDGE", "ANOVIT_PAPER", "AnovitArchitecture"]
 
 _Width = Annotated[int, Field(ge=1, le=4096)]
 
 
-class AnovitArchitecture(BaseModel):
+class AnovitArchitecture(WholeTile):
     """A vision transformer that encodes and transposed convolutions that paint (Lee & Kang, arXiv 2203.10808).
 
     Encoder: patches of `patch_px`, a class token, learnt positions, `depth` blocks of `heads` heads. Decoder: six
@@ -19,8 +21,6 @@ class AnovitArchitecture(BaseModel):
     patches and three halve it, so the third of `decoder_widths` is where the picture has to pass through the fewest
     numbers.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["anovit"] = "anovit"
     tile_px: int = Field(default=384, ge=16, le=4096)
@@ -40,25 +40,6 @@ class AnovitArchitecture(BaseModel):
         if self.width % self.heads:
             raise ValueError(f"a width of {self.width} cannot be shared by {self.heads} heads")
         return self
-
-    def crop_px(self, progress: float) -> int:
-        """Side of the crops to fit on after `progress` (0 to 1) of a fit: always a whole tile, for it has places."""
-        return self.tile_px
-
-    @property
-    def plans(self) -> tuple[str, ...]:
-        """One pass over everything."""
-        return ("x1",)
-
-    @property
-    def side(self) -> int:
-        """Patches along a side of the tile."""
-        return self.tile_px // self.patch_px
-
-    @property
-    def patch_values(self) -> int:
-        """How many numbers a patch holds."""
-        return self.patch_px**2 * self.channels
 
 
 ANOVIT_PAPER = AnovitArchitecture(channels=3)

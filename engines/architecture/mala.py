@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from engines.architecture.mae import MaeArchitecture
+from engines.architecture.whole_tile import WholeTile
 
 __all__ = ["MALA_EDGE", "MALA_PAPER", "MalaArchitecture"]
 
 
-class MalaArchitecture(BaseModel):
+class MalaArchitecture(WholeTile):
     """A masked autoencoder whose tokens a second stage turns into a map of anomalies (Chen et al., 2023).
 
     The first fields are those of the masked autoencoder, and mean what they mean in `MaeArchitecture`; its decoder is
@@ -19,8 +20,6 @@ class MalaArchitecture(BaseModel):
     tokens once they are balanced. pool_px: side of the square over which the map is averaged before its maximum is the
     score; odd.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["mala"] = "mala"
     tile_px: int = Field(default=224, ge=16, le=4096)
@@ -56,15 +55,6 @@ class MalaArchitecture(BaseModel):
         colours = {1: (0.449, 0.226), 3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
         mean, std = colours[self.channels]
         return MaeArchitecture.model_validate(own | {"kind": "mae", "decoder": "self", "mean": mean, "std": std})
-
-    def crop_px(self, progress: float) -> int:
-        """Side of the crops to fit on after `progress` (0 to 1) of a fit: always a whole tile, for it has places."""
-        return self.tile_px
-
-    @property
-    def plans(self) -> tuple[str, ...]:
-        """One pass over everything: nothing is hidden once the network is fitted."""
-        return ("x1",)
 
 
 MALA_PAPER = MalaArchitecture(channels=3)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from engines.architecture.whole_tile import WholeTile
 
 __all__ = ["METAL_EDGE", "METAL_PAPER", "METAL_PAPER_PRODUCT", "MetalArchitecture"]
 
 
-class MetalArchitecture(BaseModel):
+class MetalArchitecture(WholeTile):
     """A transformer that repaints every patch from the others (De Nardin et al., arXiv 2210.15540).
 
     A tile is cut into squares of `patch_px`, and again into stripes: "rows", as wide as the tile, "columns", as high,
@@ -18,8 +20,6 @@ class MetalArchitecture(BaseModel):
     attention: "strict" lets nothing of a patch into its own reconstruction; "literal" is the paper's wording, a
     transformer's block in which no token attends to itself, which does (see `engines.metal`).
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["metal"] = "metal"
     tile_px: int = Field(default=128, ge=16, le=4096)
@@ -41,25 +41,6 @@ class MetalArchitecture(BaseModel):
         if self.token_width % self.heads:
             raise ValueError(f"tokens of {self.token_width} values cannot be shared by {self.heads} heads")
         return self
-
-    def crop_px(self, progress: float) -> int:
-        """Side of the crops to fit on after `progress` (0 to 1) of a fit: always a whole tile, for it has places."""
-        return self.tile_px
-
-    @property
-    def plans(self) -> tuple[str, ...]:
-        """One pass answers for every patch."""
-        return ("x1",)
-
-    @property
-    def side(self) -> int:
-        """Patches along a side of the tile."""
-        return self.tile_px // self.patch_px
-
-    @property
-    def patch_values(self) -> int:
-        """How many numbers a square holds."""
-        return self.patch_px**2 * self.channels
 
     @property
     def token_width(self) -> int:

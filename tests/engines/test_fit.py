@@ -15,7 +15,8 @@ from edge.tiling import cut, plan_prepare, prepare
 from engines import fit as module
 from engines.bundle import Bundle, Manifest, load_bundle
 from engines.export import export_bundle
-from engines.fit import as_seen, draw_curve, fit, from_bundle, from_scratch, load_good
+from engines.fit import as_seen, fit, from_bundle, from_scratch, load_good
+from engines.loss_curve import draw_curve
 from engines.mae import MaskedAutoencoder
 from engines.registry import Fitting
 from engines.textures import canvas

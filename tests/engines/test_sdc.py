@@ -21,8 +21,9 @@ from torch.nn import functional as F
 from edge.anomaly import error_map
 from engines.architecture import SDC_EDGE, SDC_PAPER, SdcArchitecture
 from engines.corruption import corrupt_tiles
+from engines.differences import ssim
 from engines.registry import ENGINES
-from engines.sdc import Objective, SdcAutoencoder, folded, local_light, ssim
+from engines.sdc import Objective, SdcAutoencoder, folded, local_light
 
 Pixels = npt.NDArray[np.uint8]
 
