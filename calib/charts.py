@@ -53,6 +53,8 @@ class StripChart:
     x_ticks: list[Tick]
     y_ticks: list[Tick]
     logarithmic: bool
+    before_y: float | None = None
+    """Of another threshold, which this one is to replace."""
 
 
 def _nice_step(span: float, ticks: int) -> float:
@@ -74,12 +76,15 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return inside if len(inside) <= 8 else [v for v in inside if f"{v:e}".startswith("1.")]
 
 
-def strip_chart(station: ReportStation, parts: Sequence[ReportPart]) -> StripChart:
-    """Lay out the scores of `station`, one mark per view, coloured by truth in the template."""
+def strip_chart(station: ReportStation, parts: Sequence[ReportPart], before: float | None = None) -> StripChart:
+    """Lay out the scores of `station`, one mark per view, coloured by truth in the template.
+
+    `before`: a threshold to show beside the station's.
+    """
     seen = [(part, view) for part in parts for view in part.views if view.station == station.name]
     scores = [view.score for _, view in seen if view.score is not None]
     threshold = station.score_threshold
-    known = [*scores, *([threshold] if threshold is not None else [])] or [1.0]
+    known = [*scores, *(t for t in (threshold, before) if t is not None)] or [1.0]
     high = max(max(known) * 1.08, 1e-9)
     positive = [value for value in known if value > 0]
     logarithmic = bool(threshold and high > LOGARITHMIC_FROM * threshold and len(positive) == len(known))
@@ -120,6 +125,7 @@ def strip_chart(station: ReportStation, parts: Sequence[ReportPart]) -> StripCha
         [Tick(x_of(value), f"{value:g} s") for value in _linear_ticks(0, duration, 8)],
         [Tick(y_of(value), f"{value:.4g}") for value in y_values],
         logarithmic,
+        None if before is None else y_of(before),
     )
 
 

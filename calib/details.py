@@ -60,7 +60,7 @@ def save_details(path: Path, details: Mapping[tuple[str, str], Details]) -> None
     arrays: dict[str, NDArray[Any]] = {}
     for (category, detector), found in details.items():
         pixels = found.pixels
-        values = (found.names, found.defects, found.scores, pixels.good, pixels.bad)
+        values: tuple[NDArray[Any], ...] = (found.names, found.defects, found.scores, pixels.good, pixels.bad)
         for field, value in zip(_FIELDS, values, strict=True):
             arrays[f"{category}/{detector}/{field}"] = value
     try:

@@ -7,20 +7,22 @@ and not in turns: neighbours on a line look alike, and a threshold that saw a pa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 
 import numpy as np
 from numpy.typing import NDArray
 
-from calib.calibration import Calibration, LevelsSeen, Provenance, StationCalibration
-from calib.thresholds import MIN_HELD_OUT, PixelHistogram, fit_threshold
+from calib.calibration import Calibration, LevelsSeen, Provenance, SharpnessSeen, StationCalibration
+from calib.thresholds import MIN_HELD_OUT, PixelHistogram, Threshold, fit_threshold
 from edge import __version__
 from edge.anomaly import ErrorMapper
 from edge.errors import CalibrationError
 from edge.scores import view_score
 from edge.tiling import frame_levels
+from edge.validity import sharpness
 from engines.bundle import ErrorMap, Score
 
 __all__ = ["GoodView", "StationSpec", "Targets", "assemble", "fit_station"]
@@ -53,6 +55,8 @@ class StationSpec:
     provenance: Provenance
     views_per_part: int = 1
     """How many stations see a part. One of them suffices to reject it, so each gets an equal share of the rate."""
+    smallest_px: float = 0.0
+    """Smaller areas do not count, where areas are the score: pixels of the map (`StationPlan.smallest_defect_px`)."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,8 @@ class _Seen:
     mean_low: float = 1.0
     mean_high: float = 0.0
     contrast_low: float = 1.0
+    sharpness_low: float = float("inf")
+    sharpness_high: float = 0.0
     differences: list[tuple[float, float]] = field(default_factory=list)
     """Of a part's tiles, exact less cheap scores: the lowest and the highest."""
 
@@ -94,6 +100,8 @@ class _Seen:
         levels = frame_levels(view.tiles)
         self.mean_low, self.mean_high = min(self.mean_low, levels.mean), max(self.mean_high, levels.mean)
         self.contrast_low = min(self.contrast_low, levels.contrast)
+        sharp = sharpness(view.tiles)
+        self.sharpness_low, self.sharpness_high = min(self.sharpness_low, sharp), max(self.sharpness_high, sharp)
 
     def fit(self, view: GoodView) -> None:
         maps = self.maps_of(view, view.reconstruction)
@@ -139,6 +147,7 @@ def fit_station(
             seen.hold_out(view)
     rate = targets.false_reject_rate / spec.views_per_part
     threshold = fit_threshold(seen.scores, rate, targets.confidence)
+    threshold, what_counts = _counting(threshold, seen.scores, spec)
     quantiles = np.quantile(seen.scores, [0, 0.5, 0.9, 0.99, 1])
     return StationCalibration(
         provenance=spec.provenance,
@@ -155,8 +164,30 @@ def fit_station(
         score_quantiles=dict(zip(("min", "50", "90", "99", "max"), quantiles.tolist(), strict=True)),
         cascade_band=_band(seen.differences, targets.confidence) if seen.differences else None,
         levels=LevelsSeen(mean_low=seen.mean_low, mean_high=seen.mean_high, contrast_low=seen.contrast_low),
-        statement=threshold.statement,
+        sharpness=SharpnessSeen(low=seen.sharpness_low, high=seen.sharpness_high),
+        statement=threshold.statement + what_counts,
     )
+
+
+def _counting(threshold: Threshold, scores: Sequence[float], spec: StationSpec) -> tuple[Threshold, str]:
+    """The threshold with what the recipe's smallest defect makes of it, and what that means, in words.
+
+    An area below it does not count: a part with nothing larger passes, also where the good parts alone would have it
+    rejected. So this is a threshold of its own, that a calibration has to be made for, and the statement says it.
+    """
+    if spec.score.kind != "area" or not spec.smallest_px:
+        return threshold, ""
+    smallest = math.ceil(spec.smallest_px)
+    if threshold.value >= smallest:
+        note = f" Areas of up to {threshold.value:.0f} px pass: the smallest defect of {smallest} px may not be found."
+        return threshold, note
+    raised = float(smallest - 1)  # whole pixels: an area is rejected from `smallest` on
+    rejected = sum(score > raised for score in scores)
+    note = (
+        f" The recipe's smallest defect of {smallest} px raised the threshold from {threshold.value:.0f} to"
+        f" {raised:.0f} px: parts with areas between them pass because the recipe says so."
+    )
+    return replace(threshold, value=raised, rejected=rejected, extrapolated=raised > max(scores)), note
 
 
 def _band(differences: Sequence[tuple[float, float]], confidence: float) -> tuple[float, float]:

@@ -19,12 +19,15 @@ from edge.anomaly import NotFiniteError
 from edge.detector import Detector, load_engine
 from edge.errors import BundleError, CalibrationError, RecipeError
 from edge.judge import Judge, provenance
+from edge.locate import Located
 from edge.padding import pad_mirrored
+from edge.place import move
 from edge.plan import StationPlan, not_judged, plan_frames
+from edge.prepare import prepare_view
 from edge.scores import fuse
 from edge.settings import Engine, Station
 from edge.sources.folder import load_image
-from edge.tiling import Box, frame_levels, prepare, resize
+from edge.tiling import Box, frame_levels, resize
 from edge.verdict import Decision
 from engines.bundle import Bundle
 from engines.plans import CHEAP_PLAN, EXACT_PLAN
@@ -52,6 +55,7 @@ class _Cut:
     inside: Box
     """Where the picture lies in the frame that was cut: all of it, or surrounded by what was mirrored."""
     tiles: NDArray[np.uint8]
+    found: Located
 
 
 class Inspector:
@@ -75,7 +79,8 @@ class Inspector:
         Raises MasklineError: too few, one that cannot be used, a network whose answers are no numbers.
         """
         cut, manifest = self._cut(good[0]), self._bundle.manifest
-        spec = StationSpec(manifest.error_map, manifest.score, provenance(cut.plan, self._detector(cut).info))
+        scores = provenance(cut.plan, self._detector(cut).info)
+        spec = StationSpec(manifest.error_map, manifest.score, scores, smallest_px=cut.plan.smallest_defect_px)
         try:
             return fit_station(self._views(good), len(good), spec, targets)
         except NotFiniteError as error:
@@ -89,18 +94,21 @@ class Inspector:
         detector, judge = self._detector(cut), Judge(cut.plan, limits)
         begun = time.perf_counter()
         detector.infer(cut.tiles, answer, limits)
-        judgement = judge.judge(cut.tiles, answer, maps, detector.info)
+        judgement = judge.judge(cut.tiles, answer, maps, detector.info, cut.found.place)
         ms_per_tile = 1e3 * (time.perf_counter() - begun) / len(maps)
         if judgement.score is None:
             raise BundleError(f"bundle {self._bundle.path}: what it answers to {picture} is not finite; fit it again")
-        anomaly_map = _frame_map(maps, cut.plan)[cut.inside.rows, cut.inside.columns]
-        return Inspection(judgement.score, judgement.decision is Decision.PASS, anomaly_map, ms_per_tile)
+        anomaly_map = _frame_map(maps, cut)[cut.inside.rows, cut.inside.columns]
+        passed = judgement.decision is Decision.PASS and cut.found.reason is None
+        return Inspection(judgement.score, passed, anomaly_map, ms_per_tile)
 
     def _views(self, good: Iterable[Path]) -> Iterator[GoodView]:
         for picture in good:
             cut = self._cut(picture)
             if frame_levels(cut.tiles).contrast < FLAT_BELOW:
                 raise CalibrationError(f"{picture}: all of one grey, and so no picture of a good part; take it out")
+            if cut.found.reason:
+                raise CalibrationError(f"{picture}: {cut.found.reason.value}, {cut.found.detail}; take it out")
             repainted = np.empty(self._bundle.manifest.answer_shape(cut.tiles.shape), np.float32)
             self._exact.infer(cut.tiles, repainted)
             roughly = None
@@ -128,7 +136,8 @@ class Inspector:
         except RecipeError as error:
             raise RecipeError(f"{picture}: {error}") from error
         plan = replace(plan, station=self._station)  # one station for all sizes: its thresholds hold for each
-        return _Cut(plan, inside, prepare(image, plan.prepare, np.empty(plan.prepare.tiles_shape, np.uint8)))
+        tiles = np.empty(plan.prepare.tiles_shape, np.uint8)
+        return _Cut(plan, inside, tiles, prepare_view(image, plan, tiles))
 
     def _with_frame(self, image: NDArray[np.generic]) -> Station:
         """The station with frames of the image's size, channels and depth."""
@@ -136,7 +145,7 @@ class Inspector:
         height, width, channels = image.shape
         depth = 8 if image.dtype == np.uint8 else max(frame.bit_depth, 10)
         size = {"width_px": width, "height_px": height, "channels": channels, "bit_depth": depth}
-        return self._station.model_copy(update={"frame": frame.model_copy(update=size)})
+        return self._station.model_copy(update={"frame": frame.model_copy(update=size), "web": None})
 
 
 def _mask_plan(station: Station, bundle: Bundle) -> str:
@@ -145,10 +154,13 @@ def _mask_plan(station: Station, bundle: Bundle) -> str:
     return station.plan if set(needed) <= set(plans) else plans[0]
 
 
-def _frame_map(maps: Map, plan: StationPlan) -> Map:
+def _frame_map(maps: Map, cut: _Cut) -> Map:
     """The maps [N, tile, tile] of a frame as one of the frame's size, float32 [H, W]; 0 outside the region."""
-    region, (height, width, _) = plan.prepare.region, plan.prepare.frame_shape
-    fused = fuse(maps, plan.prepare.tiling)[..., None]
+    plan, place = cut.plan.prepare, cut.found.place if cut.found.reason is None else None
+    region, (height, width, _) = plan.region, plan.frame_shape
+    fused = fuse(maps, plan.tiling)[..., None]
     frame = np.zeros((height, width, 1), np.float32)
     frame[region.rows, region.columns] = resize(fused, np.empty((region.height, region.width, 1), np.float32))
+    if place is not None:
+        return move(frame[..., 0], region, place)
     return frame[..., 0]

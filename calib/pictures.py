@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calib.report_data import ReportStation, ReportView
-from edge.tiling import Box
+from edge.place import Box, Place, boxes_to_region, warp
 
 __all__ = ["Overlay", "Panel", "Panels", "colour_bar", "map_scales", "view_panels"]
 
@@ -118,9 +118,13 @@ def _truth_mask(view: ReportView) -> NDArray[Any] | None:
     return mask if mask.ndim == 2 else mask[..., 0]
 
 
-def _outlines(mask: NDArray[Any], region: Box, size: tuple[int, int]) -> tuple[list[str], list[Box]]:
+def _outlines(
+    mask: NDArray[Any], region: Box, size: tuple[int, int], place: Place | None
+) -> tuple[list[str], list[Box]]:
     """SVG paths around what is nonzero in the region, and their bounding boxes, in a picture of `size` (w, h)."""
     inside = (mask[region.rows, region.columns] != 0).astype(np.uint8)
+    if place is not None:
+        warp((mask != 0).astype(np.uint8)[..., None], region, place, inside[..., None])
     scaled = np.asarray(cv2.resize(inside * 255, size, interpolation=cv2.INTER_AREA)) > 0
     grown = cv2.dilate(scaled.astype(np.uint8), np.ones((3, 3), np.uint8))  # drawn around the defect, not over it
     contours = cv2.findContours(grown, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_TC89_KCOS)[0]
@@ -130,11 +134,12 @@ def _outlines(mask: NDArray[Any], region: Box, size: tuple[int, int]) -> tuple[l
 
 def _overlay(view: ReportView, region: Box, size: tuple[int, int]) -> tuple[Overlay, list[Box]]:
     mask = _truth_mask(view)
-    paths, truth_boxes = ([], []) if mask is None else _outlines(mask, region, size)
+    paths, truth_boxes = ([], []) if mask is None else _outlines(mask, region, size, view.place)
     fx, fy = size[0] / region.width, size[1] / region.height
+    inside = [Box(*box) for box in view.boxes]
     boxes = [
         Box(round((x - region.x) * fx), round((y - region.y) * fy), max(1, round(w * fx)), max(1, round(h * fy)))
-        for x, y, w, h in view.boxes
+        for x, y, w, h in (boxes_to_region(inside, region, view.place) if view.place else inside)
     ]
     return Overlay(size[0], size[1], paths, boxes), truth_boxes
 

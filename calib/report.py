@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from calib.charts import strip_chart
 from calib.metrics import Confusion
+from calib.millimetres import where_words
 from calib.pictures import Panels, colour_bar, map_scales, view_panels
 from calib.report_data import ReportPart, ReportRun, ReportStation, ReportView, Summary, Truth, summarise
 from calib.thresholds import percent
@@ -243,6 +244,7 @@ def render_report(run: ReportRun, limits: Limits | None = None) -> str:
         lanes={part.lane for part in run.parts},
         scales=scales,
         colour_bar=colour_bar(),
+        where=lambda view: where_words(view, stations[view.station].region if view.station in stations else None),
         ratio=lambda view: _view_ratio(view, stations.get(view.station)),
     )
 

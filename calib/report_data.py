@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.tiling import Box
+from edge.place import Box, Place
 from edge.verdict import Decision
 
 __all__ = ["ReportPart", "ReportRun", "ReportStation", "ReportView", "Summary", "Truth", "summarise"]
@@ -43,6 +43,11 @@ class ReportView:
     """16 bit, `ReportStation.map_full_scale` at 65535."""
     truth_mask: Path | NDArray[np.uint8] | None = None
     """[H, W] of the frame, nonzero where it is defective."""
+    areas_px: Sequence[float] = ()
+    """Of the defect in each box, in frame pixels; none in verdicts of earlier versions."""
+    place: Place | None = None
+    """How the part lay, where it is located and was judged: the pictures show it as if it lay in its place."""
+    scale_mm_per_px: float | None = None
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from edge.detector import Detector, load_engine, open_detectors
 from edge.errors import CalibrationError
 from edge.judge import provenance
 from edge.plan import LinePlan, StationPlan, plan_line
+from edge.prepare import prepare_view
 from edge.settings import Recipe
-from edge.tiling import frame_levels, prepare
+from edge.tiling import frame_levels
 from engines.backends import Backend
 from engines.plans import CHEAP_PLAN
 
@@ -47,6 +48,7 @@ def calibrate(
                 station.bundle.manifest.score,
                 provenance(station, detectors[name].info),
                 len(recipe.lane_views(station.station.lane)),
+                station.smallest_defect_px,
             )
             views = _views(station, found[name], detectors[name], _cheap_backend(plan, station))
             shown = bars.track(views, found[name].count, description=f"calibrating {name}")
@@ -85,14 +87,16 @@ def _views(station: StationPlan, good: GoodImages, detector: Detector, cheap: Ba
     tiles = np.empty(station.prepare.tiles_shape, np.uint8)
     repainted = np.empty(station.bundle.manifest.answer_shape(tiles.shape), np.float32)
     roughly = None if cheap is None else np.empty_like(repainted)
-    for where, image in good.images():
+    for where, image, rows_before in good.images():
         misfit = station.prepare.misfit(image)
         if misfit:
             raise CalibrationError(f"{where}: {misfit}; take it out of the good parts, or change the recipe's frame")
-        prepare(image, station.prepare, tiles)
+        found = prepare_view(image, station, tiles)
+        if found.reason:
+            raise CalibrationError(f"{where}: {found.reason.value}, {found.detail}; take it out of the good parts")
         if frame_levels(tiles).contrast < FLAT_BELOW:
             raise CalibrationError(f"{where}: all of one grey, and so no picture of a good part; take it out")
         detector.infer(tiles, repainted, None)
         if cheap is not None and roughly is not None:
             cheap.infer(tiles, roughly)
-        yield GoodView(tiles, repainted, roughly, station.prepare.ignore_tiles)
+        yield GoodView(tiles, repainted, roughly, station.ignored(rows_before))

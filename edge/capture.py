@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 
-import numpy as np
-
 from edge.messages import FrameRef, SourceEnded, Trigger, ViewResult
 from edge.processes import GATE, PREPARE
+from edge.record_slots import RecordSlots
 from edge.settings import Mode
 from edge.slab import State
 from edge.sources import Ended, Exposed, Image, Source, Triggered, open_source
+from edge.validity import FrozenWatch, refuses_frozen
 from edge.verdict import Decision, Reason
+from edge.webs.stitching import Stitcher
 from edge.worker import IDLE_MS, Worker
 
 __all__ = ["run"]
@@ -28,7 +29,11 @@ class Capture:
         self.worker, self.slab, self.me = worker, worker.slab, worker.process.index
         self.station = worker.recipe.station(worker.process.station)
         self.frame = self.station.frame
+        self.stitcher = Stitcher(self.station, self._next_number)
+        self.recorder = RecordSlots(worker, self.station.name) if worker.records else None
+        self.frozen = FrozenWatch() if refuses_frozen(self.station) else None
         self.at_ns = 0  # of the newest trigger
+        self._is_late = worker.line_started  # parts may have passed that this station did not count
         self._owes_frame = False
         self._stopping_since_ns = 0
 
@@ -41,7 +46,9 @@ class Capture:
         while not self.worker.line_started and not self.worker.stopping:
             self.worker.beat()
             time.sleep(_LOOK_AGAIN_S)
-        return open_source(self.station, int(self.slab.head["start_ns"]), self._next_number)
+        others = len(self.worker.recipe.lane_views(self.station.lane)) > 1
+        astray = others and (self._is_late or self._next_number > 0)
+        return open_source(self.station, int(self.slab.head["start_ns"]), self._next_number, not others, astray)
 
     @property
     def _next_number(self) -> int:
@@ -57,7 +64,8 @@ class Capture:
         if self.station.source.mode is Mode.LIVE:
             return True
         slots = self.slab.station_slots[self.station.name]
-        return self.worker.engine_served and any(self.slab.is_free(s) for s in slots)
+        recordable = self.recorder is None or self.recorder.has_room()
+        return recordable and self.worker.engine_served and any(self.slab.is_free(s) for s in slots)
 
     def on_trigger(self, event: Triggered) -> None:
         """Tell the gate at once: from now on an answer is owed."""
@@ -67,6 +75,9 @@ class Capture:
             self.station.name, event.number, event.at_ns, event.missed, count=event.count, part_id=event.part_id
         )
         self.worker.send(GATE, trigger)
+        self.worker.record(trigger)
+        if not event.missed:
+            self.stitcher.trigger(event.count)
 
     def on_frame(self, event: Exposed) -> None:
         """Put the frame into a slot and send it on its way, or say why it cannot be inspected."""
@@ -75,18 +86,28 @@ class Capture:
             self._refuse(event.number, event.reason or Reason.BAD_IMAGE, event.detail)
         elif (found := _shape(event.image)) != self._declared:
             self._refuse(event.number, Reason.WRONG_SIZE, f"{found}, the recipe says {self._declared}")
+        elif self.frozen is not None and self.frozen.is_frozen(event.image):
+            self._refuse(event.number, Reason.FROZEN_FRAME, "the same bytes as the frame before")
+        elif self.stitcher.lost:
+            self._refuse(event.number, Reason.TRACKING, self.stitcher.lost)
         elif not self.worker.engine_served:
             self._answer(event.number, Reason.NOT_READY)
         elif (taken := self.slab.acquire(self.station.name, self.me)) is None:
             self._refuse(event.number, Reason.OVERLOAD, "no free slot")
         else:
             slot, generation = taken
-            np.copyto(self.slab.arrays(slot)["frame"], event.image)
+            rows_before = self.stitcher.fill(event.number, event.image, self.slab.arrays(slot)["frame"])
             stamps = [time.monotonic_ns()]
-            self.worker.pass_on(
-                FrameRef(self.station.name, event.number, slot, generation, self.at_ns, stamps), PREPARE
+            frame = FrameRef(
+                self.station.name, event.number, slot, generation, self.at_ns, stamps, rows_before=rows_before
             )
+            self.worker.pass_on(frame, PREPARE)
             self.worker.count("done")
+        self.stitcher.keep(event.number, event.image)
+        if self.frozen is not None and event.image is not None and _shape(event.image) == self._declared:
+            self.frozen.keep(event.image)
+        if self.recorder is not None and event.image is not None:
+            self.recorder.offer(event.number, self.at_ns, event.image)
 
     def is_over(self) -> bool:
         """Whether a stop was asked for, and the last trigger has its frame or waited long enough for it."""
@@ -108,7 +129,9 @@ class Capture:
         self._answer(number, reason)
 
     def _answer(self, number: int, reason: Reason) -> None:
-        self.worker.send(GATE, ViewResult(self.station.name, number, self.at_ns, Decision.UNINSPECTED, reason))
+        result = ViewResult(self.station.name, number, self.at_ns, Decision.UNINSPECTED, reason)
+        self.worker.send(GATE, result)
+        self.worker.record(result)
 
     def end(self, next_number: int) -> None:
         """Say that the source has no more parts; the supervisor does not start this process again."""

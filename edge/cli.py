@@ -21,8 +21,14 @@ from edge.cli_compare import bootstrap, compare
 from edge.cli_engine import engine as engine_commands
 from edge.cli_journal import journal
 from edge.cli_keys import keys
-from edge.cli_networks import engines, fit, import_checkpoint
+from edge.cli_export import export, import_files
+from edge.cli_networks import engines, fit
 from edge.cli_recipe import recipe as recipe_commands
+from edge.cli_recordings import recover
+from edge.cli_record import record, record_with
+from edge.cli_replay import replay
+from edge.cli_roll import roll
+from edge.cli_scale import scale
 from edge.errors import MasklineError
 
 __all__ = ["app", "main"]
@@ -45,7 +51,13 @@ app.command()(compare)
 app.command()(bootstrap)
 app.command()(engines)
 app.command()(fit)
-app.command("import")(import_checkpoint)
+app.command()(record)
+app.command()(replay)
+app.command()(roll)
+app.command()(scale)
+app.command()(export)
+app.command()(recover)
+app.command("import")(import_files)
 
 RecipeArgument = Annotated[
     str, typer.Argument(help="A recipe: a TOML file, or the name of one that ships.", metavar="RECIPE")
@@ -87,6 +99,9 @@ def check(recipe: RecipeArgument) -> None:
             f"bundle {station.bundle.manifest.name} ({station.bundle.sha256[:12]}), "
             f"{megabytes:.0f} MiB of shared memory"
         )
+    if recording := resolved.recording:
+        megabytes = recording.slots * sum(s.frame.nbytes for s in resolved.stations) / 2**20
+        console.print(f"recording: {recording.encoding}, {megabytes:.0f} MiB of shared memory")
     console.print(f"sha256 {resolved.sha256}")
 
 
@@ -95,6 +110,8 @@ def run(
     recipe: RecipeArgument,
     state_dir: StateDir = None,
     show: Annotated[bool, typer.Option(help="Print verdicts as they come.")] = False,
+    record: Annotated[bool, typer.Option(help="Record it, as the recipe's [recording] says.")] = False,
+    recordings: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Record it, into this folder.")] = None,
 ) -> None:
     """Run a line until it is stopped (SIGTERM, Ctrl-C) or its sources end.
 
@@ -108,6 +125,8 @@ def run(
     from edge.supervisor import Supervisor
 
     configure_logs("supervisor")
+    if record or recordings:
+        record_with(recordings)
     given = load_recipe(recipe)
     state = _state(given.line, state_dir)
     supervisor = Supervisor(recipe_to_run(given, state), runtime_dir(given.line), state)
@@ -146,12 +165,24 @@ def simulate(
     scale: Annotated[float, typer.Option(min=0.25, max=8, help="Frame pixels per pixel of the photograph.")] = 1.0,
     rate_hz: Annotated[float, typer.Option(min=0.01)] = 5.0,
     defect_share: Annotated[float, typer.Option(min=0, max=1)] = 0.2,
+    roll: Annotated[bool, typer.Option(help="Frames follow each other on a web: for configs/roll.toml.")] = False,
 ) -> None:
     """Write a recording of simulated parts: photographs of textures with painted defects, and their truth."""
+    from edge.demo.simulate import DEFAULT_FRAME, ROLL_FRAME
     from edge.demo.simulate import simulate as write
 
     named = {station: photograph or station for station, _, photograph in (t.partition("=") for t in texture)}
-    made = write(out, named, parts=parts, seed=seed, half=half, scale=scale, rate_hz=rate_hz, defect_share=defect_share)
+    made = write(
+        *(out, named),
+        parts=parts,
+        seed=seed,
+        half=half,
+        frame=ROLL_FRAME if roll else DEFAULT_FRAME,
+        scale=scale,
+        rate_hz=rate_hz,
+        defect_share=defect_share,
+        roll=roll,
+    )
     Console(soft_wrap=True).print(
         f"{made.path}: {made.parts} parts per station, with a defect: {made.bad}, kinds: {made.kinds}"
     )
@@ -231,7 +262,7 @@ def report(
 @app.command()
 def bench(
     name: Annotated[
-        str, typer.Argument(help="transport, pipeline, memory, engine, cascade, gate, faults, or all.")
+        str, typer.Argument(help="transport, pipeline, memory, engine, cascade, gate, record, replay, faults, or all.")
     ] = "all",
     json_path: Annotated[
         Path | None, typer.Option("--json", help="Also write the figures here, as one flat object.")

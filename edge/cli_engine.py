@@ -1,4 +1,5 @@
-"""`maskline engine ...`: engines that are built before a line starts: for NVIDIA GPUs, and int8 for the processor.
+"""`maskline engine ...`: engines that are built before a line starts, for NVIDIA GPUs and int8 for the processor; and
+networks that others have published.
 
 Thin, as `edge.cli` is.
 """
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
+from edge.cli_networks import import_checkpoint
 from edge.errors import EngineError
 
 if TYPE_CHECKING:
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["engine"]
 
-engine = typer.Typer(no_args_is_help=True, help="Build engines (TensorRT, int8 with OpenVINO), compare, prove.")
+engine = typer.Typer(no_args_is_help=True, help="Build engines (TensorRT, int8 with OpenVINO), compare, prove, import.")
+engine.command("import")(import_checkpoint)
 
 BundleArgument = Annotated[str, typer.Argument(help="A bundle that ships, or a path.", metavar="BUNDLE")]
 Plans = Annotated[str, typer.Option(help="Mask plans, separated by commas; `cascade` needs x1,x32.")]

@@ -1,4 +1,4 @@
-"""`maskline fit`, `engines`, `import`: where networks come from, and what they cost."""
+"""`maskline fit`, `engines`, `engine import`: where networks come from, and what they cost."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def import_checkpoint(
     try:
         from engines import checkpoints
     except ImportError as error:
-        raise MasklineError(f"import needs {error.name}: pip install 'maskline[train]'") from error
+        raise MasklineError(f"engine import needs {error.name}: pip install 'maskline[train]'") from error
 
     made = checkpoints.import_checkpoint(
         checkpoint, out, tile_px=tile_px, target=target, ssim_window=ssim_window, opening_px=opening_px

@@ -16,8 +16,10 @@ import zmq
 
 from edge.journal import Journal, JournalBlockedError, OpenTrigger, boot_id, write_turn
 from edge.ledger import Answer, Ledger, view_of, withdraw
-from edge.messages import Heartbeat, SourceEnded, Trigger, Verdict, ViewResult, encode
+from edge.messages import Heartbeat, SourceEnded, Trigger, Verdict, View, ViewResult, encode
 from edge.paths import journal_path
+from edge.processes import capture
+from edge.record_slots import recording_counters, recording_trouble
 from edge.slab import Ending
 from edge.topics import HEALTH, HEARTBEAT_INTERVAL_MS, VERDICT, topic
 from edge.verdict import Decision, GateState, Reason
@@ -133,8 +135,13 @@ class Gate:
         )
         self.publisher.send_multipart([topic(HEALTH, self.recipe.line), encode(beat)])
 
+    def _view(self, result: ViewResult) -> View:
+        plan = self.worker.plan
+        return view_of(result, plan.bundle_sha256(result.station), plan.scale_mm_per_px(result.station))
+
     def _measured(self, now_ns: int) -> dict[str, int]:
-        return {"journal_lag_max_ms": round(self.journal.longest_lag_ms(now_ns))}
+        lag = {"journal_lag_max_ms": round(self.journal.longest_lag_ms(now_ns))}
+        return lag | recording_counters(self.worker)
 
     def _report_open(self, unpublished: int) -> None:
         on_their_way = sum(n - self.ledger.next_number(s) for s, n in self._untold().items())
@@ -160,6 +167,13 @@ class Gate:
         wake_ns = self.next_beat_ns if closing_ns is None else min(closing_ns, self.next_beat_ns)
         wait_ms = -((time.monotonic_ns() - wake_ns) // 1_000_000)
         return max(1 if self._lags() else 0, min(IDLE_MS, wait_ms))
+
+    def _absent(self, process: str) -> str:
+        for station in self.recipe.stations:
+            if process == capture(station.name) and station.source.is_camera:
+                camera = f"{station.source.kind} {station.source.shown_address}"
+                return f"the camera of station {station.name} is away and tried again: {camera}"
+        return f"{process} does not run"
 
     def _lags(self) -> bool:
         return self.journal.lag_ms(time.monotonic_ns()) > self.recipe.journal.max_lag_ms
@@ -233,7 +247,7 @@ class Gate:
                     run=run,
                     score=said.score,
                     threshold=said.threshold,
-                    views=[view_of(v, self.worker.plan.bundle_sha256(v.station)) for v in said.views],
+                    views=[self._view(v) for v in said.views],
                     simulated=self.recipe.simulated,
                     recipe=self.recipe_sha256,
                     boot_id=self.boot_id,
@@ -291,11 +305,12 @@ class Gate:
         blocking = [self.journal_blocked] if self.journal_blocked else []
         if (lag_ms := self.journal.lag_ms(now_ns)) > self.recipe.journal.max_lag_ms:
             blocking.append(self.journal.failure or f"the disk is {lag_ms:.0f} ms behind: the journal is not durable")
-        trouble = [f"{name} does not run" for name in self.worker.processes_not_running()]
+        trouble = [self._absent(name) for name in self.worker.processes_not_running()]
         if not self.worker.engine_served:
             trouble.append("the engine was stale: parts are UNINSPECTED(not_ready) until it is built and opened")
         if not self.journal.has_reserve:
             trouble.append("the disk is nearly full: the journal's reserve is used or could not be made")
+        trouble += recording_trouble(self.worker)
         if self.worker.line_ending is Ending.STOP:
             return GateState.STOPPING, blocking + trouble
         if self.worker.line_ending is Ending.CHANGE_OVER:

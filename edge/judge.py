@@ -3,6 +3,7 @@ calibrated for exactly this bundle, recipe, backend and precision."""
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 
@@ -10,15 +11,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from calib.calibration import Provenance, StationCalibration, levels_trouble, mismatch
+from calib.calibration import Provenance, StationCalibration, levels_trouble, mismatch, sharpness_trouble
 from edge.anomaly import ErrorMapper, NotFiniteError
 from edge.archive import backlog_limit, picture_path, wanted
 from edge.messages import Boxes, FrameRef, ViewResult
 from edge.plan import StationPlan
 from edge.processes import ARCHIVE, GATE
-from edge.scores import SPECK_PX, view_boxes, view_score
+from edge.scores import SPECK_PX, view_defects, view_score
 from edge.settings import Mode, scoring_sha256
-from edge.tiling import frame_levels
+from edge.tiling import Box, Place, frame_levels
+from edge.validity import sharpness
 from edge.verdict import Decision, Reason
 from edge.worker import Worker
 
@@ -34,6 +36,7 @@ class Judgement:
     score: float | None = None
     threshold: float | None = None
     boxes: Boxes | None = None
+    areas_px: list[float] | None = None
 
 
 def provenance(plan: StationPlan, engine: dict[str, str]) -> Provenance:
@@ -66,11 +69,14 @@ class Judge:
         reconstruction: NDArray[np.float32],
         maps: NDArray[np.float32],
         engine: dict[str, str],
+        place: Place | None = None,
+        rows_before: int = 0,
     ) -> Judgement:
         """Fill `maps` float32 [N, h, w] from `tiles` uint8 [N, h, w, C] and `reconstruction` float32, which is what the
-        engine answered (`Manifest.answer_shape`); decide."""
+        engine answered (`Manifest.answer_shape`); decide. `place`: how the part lay, where it is located.
+        `rows_before`: of a web, see `FrameRef`."""
         limits = self._limits if self.mismatch(engine) is None else None
-        ignore = self._plan.prepare.ignore_tiles
+        ignore = self._plan.ignored(rows_before)
         try:
             self._mapper.fill(tiles, reconstruction, maps, ignore)
             map_threshold = limits.map_threshold if limits else float("inf")
@@ -79,18 +85,29 @@ class Judge:
             return Judgement(Decision.UNINSPECTED, Reason.ENGINE_ERROR)
         if limits is None:
             return Judgement(Decision.UNINSPECTED, Reason.UNCALIBRATED, score)
-        if trouble := levels_trouble(limits.levels, frame_levels(tiles)):
+        if trouble := levels_trouble(limits.levels, frame_levels(tiles)) or self._defocused(limits, tiles):
             return Judgement(Decision.UNINSPECTED, trouble, score, limits.score_threshold)
         if score <= limits.score_threshold:
             return Judgement(Decision.PASS, None, score, limits.score_threshold)
-        boxes = [
-            list(box) for box in view_boxes(maps, limits.map_threshold, self._plan.prepare, self._smallest_px(limits))
-        ]
-        return Judgement(Decision.REJECT, None, score, limits.score_threshold, boxes)
+        shown = self._shown(limits, maps, place)
+        boxes, areas_px = [list(box) for box, _ in shown], [area for _, area in shown]
+        return Judgement(Decision.REJECT, None, score, limits.score_threshold, boxes, areas_px)
 
-    def _smallest_px(self, limits: StationCalibration) -> int:
-        """The smallest area that is shown in a box: where areas are the score, those that a part is rejected for."""
-        return max(SPECK_PX, int(limits.score_threshold) + 1) if self._manifest.score.kind == "area" else SPECK_PX
+    def _defocused(self, limits: StationCalibration, tiles: NDArray[np.uint8]) -> Reason | None:
+        if limits.sharpness is None or not self._plan.station.validity.defocused:
+            return None
+        return sharpness_trouble(limits.sharpness, sharpness(tiles))
+
+    def _shown(
+        self, limits: StationCalibration, maps: NDArray[np.float32], place: Place | None
+    ) -> list[tuple[Box, float]]:
+        """The defects that are shown, none smaller than the smallest that counts; but the largest of a rejected part
+        is, however small: its score may be no area."""
+        prepare, smallest = self._plan.prepare, max(SPECK_PX, math.ceil(self._plan.smallest_defect_px))
+        if self._manifest.score.kind == "area":  # those that a part is rejected for
+            smallest = max(smallest, int(limits.score_threshold) + 1)
+        found = view_defects(maps, limits.map_threshold, prepare, smallest, place)
+        return found or view_defects(maps, limits.map_threshold, prepare, SPECK_PX, place)[:1]
 
     def mismatch(self, engine: dict[str, str]) -> str | None:
         """Why there are no thresholds for what computed this reconstruction; None when there are."""
@@ -118,7 +135,10 @@ def run(worker: Worker) -> None:
             arrays["reconstruction"].fill(0)
             judgement = Judgement(Decision.UNINSPECTED, frame.reason)
         else:
-            judgement = judge.judge(arrays["tiles"], arrays["reconstruction"], arrays["map"], frame.engine)
+            place = Place(*frame.place) if frame.place else None
+            judgement = judge.judge(
+                *(arrays["tiles"], arrays["reconstruction"], arrays["map"]), frame.engine, place, frame.rows_before
+            )
             if judgement.reason is Reason.UNCALIBRATED and frame.station not in warned:
                 warned.add(frame.station)
                 worker.log.warning("uncalibrated", station=frame.station, why=judge.mismatch(frame.engine))
@@ -145,8 +165,12 @@ def _answer(worker: Worker, frame: FrameRef, judgement: Judgement, calibration: 
         engine=frame.engine,
         calibration=calibration,
         stamps=frame.stamps,
+        rows_before=frame.rows_before,
+        place=frame.place,
+        areas_px=judgement.areas_px or [],
     )
     worker.send(GATE, result)
+    worker.record(result)
     if keep:
         worker.pass_on(frame, ARCHIVE)
     else:

@@ -227,13 +227,14 @@ def withdraw(answer: Answer) -> tuple[Answer, list[ViewResult]]:
     if answer.decision is not Decision.PASS:
         return answer, []
     views = [
-        replace(v, decision=Decision.UNINSPECTED, reason=Reason.DEADLINE, score=None, boxes=[]) for v in answer.views
+        replace(v, decision=Decision.UNINSPECTED, reason=Reason.DEADLINE, score=None, boxes=[], areas_px=[])
+        for v in answer.views
     ]
     withdrawn = replace(answer, decision=Decision.UNINSPECTED, reason=Reason.DEADLINE, score=None, views=views)
     return withdrawn, answer.views
 
 
-def view_of(result: ViewResult, bundle: str) -> View:
+def view_of(result: ViewResult, bundle: str, scale_mm_per_px: float | None = None) -> View:
     """A view result as it stands in the verdict."""
     return View(
         station=result.station,
@@ -249,4 +250,8 @@ def view_of(result: ViewResult, bundle: str) -> View:
         calibration=result.calibration,
         engine=result.engine,
         stamps=result.stamps,
+        rows_before=result.rows_before,
+        place=result.place,
+        areas_px=result.areas_px,
+        scale_mm_per_px=scale_mm_per_px,
     )

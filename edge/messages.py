@@ -76,6 +76,8 @@ class FrameRef:
     at_ns: int
     stamps: list[int]  # monotonic, when each stage was done: capture, prepare, detect, judge
     reason: Reason | None = None  # set by the first stage that finds the image unusable; the rest pass it on
+    place: list[float] = dataclasses.field(default_factory=list)  # set by prepare, where parts are located: see View
+    rows_before: int = 0  # of a web: rows of the frame before that stand above this frame's own
     engine: dict[str, str] = dataclasses.field(default_factory=dict)  # set by detect: what computed the reconstruction
     witness: int | None = None  # set by the marker engine: the part number that it read in the pixels
     decision: Decision | None = None  # set by judge
@@ -98,6 +100,9 @@ class ViewResult:
     engine: dict[str, str] = dataclasses.field(default_factory=dict)
     calibration: str = ""  # sha256 of the calibration used
     stamps: list[int] = dataclasses.field(default_factory=list)
+    rows_before: int = 0  # see FrameRef
+    place: list[float] = dataclasses.field(default_factory=list)  # see View
+    areas_px: list[float] = dataclasses.field(default_factory=list)  # see View
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,10 @@ class View:
     calibration: str
     engine: dict[str, str]
     stamps: list[int]
+    rows_before: int = 0  # see FrameRef
+    place: list[float] = dataclasses.field(default_factory=list)  # located: shift in x and y [px] and turn [degrees]
+    areas_px: list[float] = dataclasses.field(default_factory=list)  # of the defect in each box, in frame pixels
+    scale_mm_per_px: float | None = None  # of the frame, as the recipe says
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.errors import BundleError, RecipeError
+from edge.locate import Locator, make_locator
 from edge.processes import Process, process_table
-from edge.settings import Recipe, Region, Station
+from edge.settings import Frame, Recipe, Region, Station
 from edge.slab import ArraySpec, SlotLayout
-from edge.tiling import Box, PreparePlan, plan_prepare
+from edge.tiling import Box, PreparePlan, plan_prepare, tile_mask
 from engines.bundle import ZOO, Bundle, find_bundle, load_bundle
 
-__all__ = ["LinePlan", "StationPlan", "not_judged", "plan_frames", "plan_line", "plan_station"]
+__all__ = ["LinePlan", "StationPlan", "not_judged", "plan_frames", "plan_line", "plan_station", "record_slots"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,22 @@ class StationPlan:
     bundle: Bundle
     prepare: PreparePlan
     layout: SlotLayout
+    locator: Locator | None = None
+    """Finds the part in each frame; None where it lies where the region says."""
+    alone: NDArray[np.bool_] | None = None
+    """`prepare.ignore_tiles` for a frame of a web without the rows before it; None where there are never any."""
+
+    def ignored(self, rows_before: int) -> NDArray[np.bool_] | None:
+        """What is not judged in the tiles of a frame, bool [N, tile, tile]; None where all is."""
+        return self.prepare.ignore_tiles if self.alone is None or rows_before else self.alone
+
+    @property
+    def smallest_defect_px(self) -> float:
+        """The area of the smallest defect that counts, in prepared pixels; 0 where the recipe has none."""
+        station, prepare = self.station, self.prepare
+        if station.smallest_defect_mm2 is None or station.scale_mm_per_px is None:
+            return 0.0
+        return station.smallest_defect_mm2 / station.scale_mm_per_px**2 * prepare.scale_x * prepare.scale_y
 
 
 @dataclass(frozen=True)
@@ -45,11 +62,26 @@ class LinePlan:
 
     @property
     def layouts(self) -> dict[str, SlotLayout]:
-        return {name: plan.layout for name, plan in self.stations.items()}
+        """The slots of each station; of those that are recorded, also the ones in which frames wait for the disk."""
+        layouts = {name: plan.layout for name, plan in self.stations.items()}
+        if self.recipe.recording is None:
+            return layouts
+        slots = self.recipe.recording.slots
+        frames = {name: _frame_array(plan.station.frame) for name, plan in self.stations.items()}
+        return layouts | {record_slots(name): SlotLayout((frame,), slots) for name, frame in frames.items()}
 
     def bundle_sha256(self, station: str) -> str:
         """Hash of a station's bundle; empty for a station of an earlier recipe."""
         return self.stations[station].bundle.sha256 if station in self.stations else ""
+
+    def scale_mm_per_px(self, station: str) -> float | None:
+        """The scale of a station's frames; None where the recipe has none, and for a station of an earlier recipe."""
+        return self.stations[station].station.scale_mm_per_px if station in self.stations else None
+
+
+def record_slots(station: str) -> str:
+    """The name under which the slab has a station's slots for the recorder: each holds a frame and nothing else."""
+    return f"{station}/record"
 
 
 def plan_line(recipe: Recipe) -> LinePlan:
@@ -70,18 +102,32 @@ def plan_station(station: Station) -> StationPlan:
 def plan_frames(station: Station, bundle: Bundle, ignore: NDArray[Any] | None) -> StationPlan:
     """`plan_station` for a bundle that was read; `ignore` [H, W] of the frame: nonzero where nothing is judged."""
     prepare = _prepare_plan(station, bundle, ignore)
-    frame, tiles = (station.frame.height_px, station.frame.width_px, station.frame.channels), prepare.tiles_shape
+    tiles = prepare.tiles_shape
     arrays = (
-        ArraySpec("frame", frame, station.frame.dtype),
+        _frame_array(station.window),
         ArraySpec("tiles", tiles, "uint8"),
         ArraySpec("reconstruction", bundle.manifest.answer_shape(tiles), "float32"),
         ArraySpec("map", tiles[:3], "float32"),
     )
-    return StationPlan(station, bundle, prepare, SlotLayout(arrays, station.slots))
+    layout = SlotLayout(arrays, station.slots)
+    return StationPlan(station, bundle, prepare, layout, make_locator(station), _alone(station, prepare, ignore))
+
+
+def _frame_array(frame: Frame) -> ArraySpec:
+    return ArraySpec("frame", (frame.height_px, frame.width_px, frame.channels), frame.dtype)
+
+
+def _alone(station: Station, prepare: PreparePlan, ignore: NDArray[Any] | None) -> NDArray[np.bool_] | None:
+    if station.web is None or station.web.overlap_px == 0:
+        return None
+    height, width, _ = prepare.frame_shape
+    mask = np.zeros((height, width), np.uint8) if ignore is None else ignore.copy()
+    mask[: station.web.overlap_px + station.tiling.margin_px] = 255
+    return tile_mask(mask, (height, width), prepare.region, prepare.tiling)
 
 
 def _prepare_plan(station: Station, bundle: Bundle, ignore: NDArray[Any] | None) -> PreparePlan:
-    frame, tiling, manifest = station.frame, station.tiling, bundle.manifest
+    frame, tiling, manifest = station.window, station.tiling, bundle.manifest
     region = tiling.region
     return plan_prepare(
         (frame.height_px, frame.width_px, frame.channels),
@@ -93,13 +139,14 @@ def _prepare_plan(station: Station, bundle: Bundle, ignore: NDArray[Any] | None)
         channels=manifest.channels,
         window=(manifest.window.low, manifest.window.high) if frame.bit_depth > 8 else None,
         ignore=ignore,
+        located=station.locate is not None,
     )
 
 
 def not_judged(station: Station) -> NDArray[Any] | None:
     """What is not judged, nonzero in [H, W] of the frame: the rim of the region and the white of the mask; None where
     all is. Raises RecipeError for a mask of another size, or a rim that leaves nothing."""
-    tiling, frame = station.tiling, station.frame
+    tiling, frame = station.tiling, station.window
     mask = _read_mask(tiling.ignore_mask, station) if tiling.ignore_mask else None
     if tiling.margin_px == 0:
         return mask
@@ -121,9 +168,9 @@ def _read_mask(path: Path, station: Station) -> NDArray[Any]:
     mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
     if mask is None:
         raise RecipeError(f"tiling.ignore_mask = {str(path)!r}: cannot be read as an image")
-    if mask.shape != (station.frame.height_px, station.frame.width_px):
+    if mask.shape != (station.window.height_px, station.window.width_px):
         raise RecipeError(
             f"tiling.ignore_mask = {str(path)!r}: is {mask.shape[1]} x {mask.shape[0]} px, the frame is "
-            f"{station.frame.width_px} x {station.frame.height_px} px"
+            f"{station.window.width_px} x {station.window.height_px} px"
         )
     return mask

@@ -16,13 +16,15 @@ __all__ = [
     "GATE",
     "JUDGE",
     "PREPARE",
+    "RECORD",
     "Process",
     "capture",
     "process_table",
 ]
 
 GATE, PREPARE, DETECT, JUDGE, ARCHIVE, BUILD = "gate", "prepare", "detect", "judge", "archive", "build"
-CHANNEL = "channel"
+CHANNEL, RECORD = "channel", "record"
+RECORD_INDEX = 40  # after the captures of 32 stations
 
 
 def always(engine: EngineState) -> bool:
@@ -53,6 +55,7 @@ class Process:
     stop_order: int  # on a stop: lower ones end first, those that owe an answer last
     station: str = ""
     should_run: Callable[[EngineState], bool] = always
+    may_be_away: bool = False  # the line runs without it; it is tried again and again, and spends no budget
     tries: int = 0  # it does one thing and ends, and has so many tries; 0: a loop, within the recipe's restart budget
 
 
@@ -61,9 +64,21 @@ def capture(station: str) -> str:
     return f"capture.{station}"
 
 
+# Ends after the gate too. Its disk may hang for as long as it likes: that is another thread of it.
+_RECORD = Process(
+    RECORD,
+    "edge.record",
+    RECORD_INDEX,
+    niceness=10,
+    start_ms=20_000,
+    turn_ms=10_000,
+    stop_order=11,
+    may_be_away=True,
+)
+
+
 def process_table(recipe: Recipe) -> tuple[Process, ...]:
     """The processes of a line, in the order in which they start."""
-    stations = [s.name for s in recipe.stations]
     # An inference that outlasts two deadlines answers nobody: the engine hangs, or the recipe asks too much of it.
     engine_turn_ms = max(2_000, 2 * recipe.deadline.deadline_ms)
     return (
@@ -94,17 +109,19 @@ def process_table(recipe: Recipe) -> tuple[Process, ...]:
         ),
         # Ends after the gate, whose last words it passes on.
         Process(CHANNEL, "edge.channel", 7, niceness=0, start_ms=20_000, turn_ms=5_000, stop_order=10),
+        *([_RECORD] if recipe.recording else []),
         *(
             Process(
-                capture(name),
+                capture(station.name),
                 "edge.capture",
                 8 + i,
                 niceness=1,
-                start_ms=60_000,
+                start_ms=20_000 if station.source.is_camera else 60_000,
                 turn_ms=10_000,
                 stop_order=1,
-                station=name,
+                station=station.name,
+                may_be_away=station.source.is_camera,
             )
-            for i, name in enumerate(stations)
+            for i, station in enumerate(recipe.stations)
         ),
     )

@@ -14,9 +14,11 @@ from edge.errors import ResourceError
 from edge.journal import open_for_reading
 from edge.messages import Verdict, View, decode
 from edge.paths import calibration_path, journal_path
+from edge.place import Place
 from edge.plan import plan_line
 from edge.recording import RecordedTruth, Recording
 from edge.settings import Recipe
+from edge.verdict import Reason
 
 __all__ = ["collect_run"]
 
@@ -121,4 +123,7 @@ def _view(view: View, state_dir: Path, truth: RecordedTruth | None) -> ReportVie
         reconstruction=folder / "reconstruction.png" if folder else None,
         anomaly_map=folder / "map.png" if folder else None,
         truth_mask=None if mask is None else mask.astype("uint8"),
+        areas_px=view.areas_px,
+        place=Place(*view.place) if view.place and view.reason is not Reason.MISPLACED else None,
+        scale_mm_per_px=view.scale_mm_per_px,
     )

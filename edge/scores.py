@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.anomaly import Map, NotFiniteError
-from edge.tiling import Box, PreparePlan, Tiling, boxes_to_frame
+from edge.tiling import Box, Place, PreparePlan, Tiling, boxes_to_frame
 from engines.bundle import Score
 
-__all__ = ["SPECK_PX", "ViewScore", "boxes", "fuse", "score", "view_boxes", "view_score"]
+__all__ = ["SPECK_PX", "ViewScore", "boxes", "fuse", "score", "view_boxes", "view_defects", "view_score"]
 
 MAX_BOXES = 32
 """At most so many boxes are reported per map or view, the largest ones: a covered lens has thousands."""
@@ -55,10 +55,15 @@ def boxes(picture: Map, threshold: float, min_area_px: int = 1) -> list[Box]:
 
     At most MAX_BOXES.
     """
+    return [box for box, _ in _defects(picture, threshold, min_area_px)]
+
+
+def _defects(picture: Map, threshold: float, min_area_px: int) -> list[tuple[Box, int]]:
+    """`boxes`, and the area of what is in each, in pixels of the map."""
     stats = _components(picture, threshold)
     stats = stats[stats[:, cv2.CC_STAT_AREA] >= min_area_px]
     order = np.argsort(-stats[:, cv2.CC_STAT_AREA], kind="stable")[:MAX_BOXES]
-    return [Box(*(int(value) for value in stats[i, :4])) for i in order]
+    return [(Box(*(int(v) for v in stats[i, :4])), int(stats[i, cv2.CC_STAT_AREA])) for i in order]
 
 
 def view_boxes(maps: Map, threshold: float, plan: PreparePlan, min_area_px: int = SPECK_PX) -> list[Box]:
@@ -67,10 +72,19 @@ def view_boxes(maps: Map, threshold: float, plan: PreparePlan, min_area_px: int 
     Where tiles overlap the larger value counts. Areas under `min_area_px` (prepared pixels) are left out. Allocates one
     picture, and only when something is above the threshold.
     """
+    return [box for box, _ in view_defects(maps, threshold, plan, min_area_px)]
+
+
+def view_defects(
+    maps: Map, threshold: float, plan: PreparePlan, min_area_px: int = SPECK_PX, place: Place | None = None
+) -> list[tuple[Box, float]]:
+    """`view_boxes`, and the area of the defect in each, in frame pixels. `place`: how the part lay."""
     peaks = maps.max(axis=(1, 2))
     if not float(peaks.max()) > threshold:
         return []
-    return boxes_to_frame(boxes(fuse(maps, plan.tiling), threshold, min_area_px), plan)
+    found = _defects(fuse(maps, plan.tiling), threshold, min_area_px)
+    areas_px = [area / (plan.scale_x * plan.scale_y) for _, area in found]
+    return list(zip(boxes_to_frame([box for box, _ in found], plan, place), areas_px, strict=True))
 
 
 def fuse(maps: Map, tiling: Tiling) -> Map:

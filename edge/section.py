@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["Name", "Section"]
+__all__ = ["Name", "Region", "Section"]
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,30}$")]
 
@@ -15,3 +15,12 @@ class Section(BaseModel):
     """A part of a recipe: it never changes, and an unknown field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Region(Section):
+    """A rectangle of the frame, in its pixels."""
+
+    x_px: int = Field(ge=0)
+    y_px: int = Field(ge=0)
+    width_px: int = Field(ge=1)
+    height_px: int = Field(ge=1)

@@ -69,7 +69,20 @@ class Ending(IntEnum):
     CHANGE_OVER = 2  # and starts again, with another recipe
 
 
-_ROW = np.dtype([("beat_ns", "u8"), ("state", "u8"), ("done", "u8"), ("failed", "u8"), ("open", "u8"), ("stale", "u8")])
+_ROW = np.dtype(
+    [
+        ("beat_ns", "u8"),
+        ("state", "u8"),
+        ("done", "u8"),
+        ("failed", "u8"),
+        ("open", "u8"),
+        ("stale", "u8"),
+        ("frames_offered", "u8"),  # capture: frames that ought to be recorded
+        ("frames_unrecorded", "u8"),  # of these, the ones that are not and will not be
+        ("messages_unrecorded", "u8"),  # triggers, view results and verdicts
+        ("trouble", "u8"),  # record: why it does not record, RecordTrouble
+    ]
+)
 _HEAD = np.dtype(
     [
         ("magic", "u8"),

@@ -23,6 +23,7 @@ import structlog
 from calib.calibration import Calibration, load_calibration, save_calibration
 from edge import change_over
 from edge.audit import AuditTrail, audit_path
+from edge.backoff import Backoff
 from edge.change_over import Request
 from edge.errors import EXIT_BUSY, EXIT_CONFIG, EXIT_STALE, LineBusyError, MasklineError, RecipeError, ResourceError
 from edge.notify import Notifier
@@ -52,6 +53,7 @@ class Child:
     popen: subprocess.Popen[bytes] | None = None
     started_ns: int = 0
     deaths: deque[float] = field(default_factory=deque)
+    away: Backoff = field(default_factory=Backoff)  # of a device that may be away
     tried: int = 0  # of its `tries`
     finished: bool = False  # it ended by itself, with nothing more to do
     stopping: bool = False
@@ -135,7 +137,7 @@ class Supervisor:
         now_ns = time.monotonic_ns()
         for child in self._children.values():
             self._reap(child)
-            if child.popen is None and not child.finished and child.process.should_run(self.slab.engine):
+            if child.popen is None and self._should_run(child, now_ns):
                 self._start(child)
             elif child.popen is not None and (why := self._hung(child, now_ns)):
                 if not child.killed:  # one that the kernel holds stays for long: one line in the log
@@ -145,6 +147,10 @@ class Supervisor:
         self._serve_again()
         self._open_the_line(now_ns)
         self._notify.watchdog(hung=[c.process.name for c in self._children.values() if self._hung(c, now_ns)])
+
+    def _should_run(self, child: Child, now_ns: int) -> bool:
+        wanted = not child.finished and child.process.should_run(self.slab.engine)
+        return wanted and child.away.is_over(now_ns / 1e9)
 
     def stop(self) -> None:
         """Drain in-flight triggers for at most `drain_ms`, then end every process, those that owe an answer last."""
@@ -282,6 +288,12 @@ class Supervisor:
         if code == EXIT_STALE:
             self._follow_engine(EngineState.STALE)
             return
+        if child.process.may_be_away and (code != EXIT_CONFIG or self.slab.head["start_ns"]):
+            now_s = time.monotonic()
+            wait_s = child.away.failed(now_s, now_s - child.started_ns / 1e9)
+            event = "camera_away" if child.process.station else "process_died"
+            self.log.warning(event, child=child.process.name, exit_code=code, next_try_s=wait_s)
+            return
         self.log.error("process_died", child=child.process.name, exit_code=code, slots_released=slots)
         if code == EXIT_CONFIG:
             raise RecipeError(
@@ -341,10 +353,11 @@ class Supervisor:
 
     def _open_the_line(self, now_ns: int) -> None:
         """When every process was up once, the sources may begin and the service is ready. While an engine is built it
-        is ready without detect: it answers."""
+        is ready without detect: it answers. It is ready without a camera that was looked for and is away."""
         if self.slab.head["start_ns"]:
             return
-        needed = [p for c in self._children.values() if (p := c.process).should_run(self.slab.engine) and not p.tries]
+        there = [c.process for c in self._children.values() if not c.away.failures]
+        needed = [p for p in there if p.should_run(self.slab.engine) and not p.tries]
         if waiting_for := [p.name for p in needed if int(self.slab.row(p.index)["state"]) != State.RUNNING]:
             self._notify.starting(waiting_for)
             return

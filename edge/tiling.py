@@ -16,10 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.errors import RecipeError
+from edge.place import Box, Place, enclosing, flat, transformed, warp
 
 __all__ = [
     "Box",
     "FrameLevels",
+    "Place",
     "PreparePlan",
     "Scale",
     "Tiling",
@@ -43,23 +45,6 @@ Scale = float | Literal["tile"]
 
 _ROWS_AT_ONCE = 64
 """numpy turns an index array into int64 first: in strips of this many rows that copy stays small."""
-
-
-class Box(NamedTuple):
-    """A rectangle of pixels: [x, x + width) by [y, y + height)."""
-
-    x: int
-    y: int
-    width: int
-    height: int
-
-    @property
-    def rows(self) -> slice:
-        return slice(self.y, self.y + self.height)
-
-    @property
-    def columns(self) -> slice:
-        return slice(self.x, self.x + self.width)
 
 
 @dataclass(frozen=True)
@@ -163,11 +148,6 @@ def stitch(tiles: Array, tiling: Tiling, out: Array, how: Literal["copy", "mean"
     return out
 
 
-def _flat(image: Array) -> Array:
-    """A view without the channel axis where there is only one channel: cv2 knows no [H, W, 1]."""
-    return image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
-
-
 def resize(image: Array, out: Array) -> Array:
     """Resize `image` [H, W, C] (uint8, uint16 or float32) to the size of `out` [h, w, C], in place; return `out`.
 
@@ -175,7 +155,7 @@ def resize(image: Array, out: Array) -> Array:
     """
     shrinks = out.shape[0] <= image.shape[0] and out.shape[1] <= image.shape[1]
     how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    cv2.resize(_flat(image), (out.shape[1], out.shape[0]), dst=_flat(out), interpolation=how)
+    cv2.resize(flat(image), (out.shape[1], out.shape[0]), dst=flat(out), interpolation=how)
     return out
 
 
@@ -187,9 +167,9 @@ def convert_channels(image: Array, out: Array) -> Array:
     if image.shape[2] == out.shape[2]:
         np.copyto(out, image)
     elif out.shape[2] == 1:
-        cv2.cvtColor(image, cv2.COLOR_RGB2GRAY, dst=_flat(out))
+        cv2.cvtColor(image, cv2.COLOR_RGB2GRAY, dst=flat(out))
     else:
-        cv2.cvtColor(_flat(image), cv2.COLOR_GRAY2RGB, dst=out)
+        cv2.cvtColor(flat(image), cv2.COLOR_GRAY2RGB, dst=out)
     return out
 
 
@@ -249,6 +229,7 @@ class PreparePlan:
     """bool [N, tile, tile], true where the recipe's ignore mask says that nothing shall be judged; None without one."""
     judged_tiles: tuple[int, ...]
     """Tiles with at least one judged pixel."""
+    _warped: Array | None = field(repr=False, compare=False)
     _grey: Array | None = field(repr=False, compare=False)
     _sized: Array | None = field(repr=False, compare=False)
     _byte: Array | None = field(repr=False, compare=False)
@@ -285,13 +266,14 @@ def plan_prepare(
     channels: int = 1,
     window: tuple[int, int] | None = None,
     ignore: NDArray[Any] | None = None,
+    located: bool = False,
 ) -> PreparePlan:
     """Work out once how frames of `frame_shape` (height, width, channels) become tiles, and make the buffers.
 
     `region`: frame pixels to look at (all by default). `scale`: prepared pixels per frame pixel, over 0 and up to
     8, or "tile" where a part that fills the region is to fill one tile.
     `channels`: what the bundle takes, 1 or 3. `window`: (low, high) for uint16 frames, from the bundle.
-    `ignore`: [height, width] of the frame, nonzero where nothing shall be judged.
+    `ignore`: [height, width] of the frame, nonzero where nothing shall be judged. `located`: parts come with a `Place`.
     Raises RecipeError for anything that does not fit together.
     """
     dtype = np.dtype(frame_dtype)
@@ -314,7 +296,9 @@ def plan_prepare(
         raise RecipeError("the ignore mask covers the whole region of interest: nothing would be judged")
     to_grey = frame_channels == 3 and channels == 1
     working = 1 if to_grey else frame_channels
-    resized = size != (region.height, region.width)
+    enlarged = size[0] > region.height or size[1] > region.width
+    taken = size if located and enlarged else (region.height, region.width)  # by the warp or the crop
+    resized = size != taken
     deep = dtype == np.uint16
     return PreparePlan(
         frame_shape=(height, width, frame_channels),
@@ -327,23 +311,28 @@ def plan_prepare(
         scale_y=size[0] / region.height,
         ignore_tiles=ignored,
         judged_tiles=tuple(judged),
-        _grey=np.empty((region.height, region.width, 1), dtype) if to_grey else None,
+        _warped=np.empty((*taken, frame_channels), dtype) if located else None,
+        _grey=np.empty((*taken, 1), dtype) if to_grey else None,
         _sized=np.empty((*size, working), dtype) if resized else None,
         _byte=np.empty((*size, working), np.uint8) if deep else None,
         _colour=np.empty((*size, 3), np.uint8) if working == 1 and channels == 3 else None,
     )
 
 
-def prepare(frame: Array, plan: PreparePlan, out: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def prepare(frame: Array, plan: PreparePlan, out: NDArray[np.uint8], place: Place | None = None) -> NDArray[np.uint8]:
     """Turn a frame [H, W, C] into uint8 tiles, into `out` [N, tile, tile, channels]; return `out`.
 
-    Crop, grey, resize, window to 8 bit, colour, cut: in this order, so that each step sees as few bytes as it can and
-    averaging happens at full depth. Raises ValueError for a frame that is not as declared (see `PreparePlan.misfit`).
+    `place`: how the part lies, where it is located; the region moves with it. Crop (or warp), grey, resize, window to 8
+    bit, colour, cut: in this order, so that each step sees as few bytes as it can and averaging happens at full depth.
+    Raises ValueError for a frame that is not as declared (see `PreparePlan.misfit`).
     """
     misfit = plan.misfit(frame)
     if misfit is not None:
         raise ValueError(misfit)
-    image = frame[plan.region.rows, plan.region.columns]
+    if plan._warped is None:
+        image = frame[plan.region.rows, plan.region.columns]
+    else:
+        image = warp(frame, plan.region, place or Place(0.0, 0.0, 0.0), plan._warped)
     if plan._grey is not None:
         image = convert_channels(image, plan._grey)
     if plan._sized is not None:
@@ -371,8 +360,11 @@ def tile_mask(ignore: Array, frame_size: tuple[int, int], region: Box, tiling: T
     return cut(sized > 0, tiling, np.empty((tiling.count, tiling.tile, tiling.tile, 1), np.bool_))[..., 0]
 
 
-def boxes_to_frame(boxes: list[Box], plan: PreparePlan) -> list[Box]:
-    """Move boxes from pixels of the prepared picture to frame pixels, rounded outwards so that they still enclose."""
+def boxes_to_frame(boxes: list[Box], plan: PreparePlan, place: Place | None = None) -> list[Box]:
+    """Move boxes from pixels of the prepared picture to frame pixels, rounded outwards so that they still enclose.
+
+    `place`: how the part lay; a box then encloses the turned one.
+    """
     moved = []
     for box in boxes:
         left = math.floor(box.x / plan.scale_x)
@@ -380,7 +372,11 @@ def boxes_to_frame(boxes: list[Box], plan: PreparePlan) -> list[Box]:
         right = min(math.ceil((box.x + box.width) / plan.scale_x), plan.region.width)
         bottom = min(math.ceil((box.y + box.height) / plan.scale_y), plan.region.height)
         moved.append(Box(plan.region.x + left, plan.region.y + top, right - left, bottom - top))
-    return moved
+    if place is None:
+        return moved
+    height, width, _ = plan.frame_shape
+    matrix = place.matrix(plan.region)
+    return [enclosing(transformed(matrix, box), width, height) for box in moved]
 
 
 class FrameLevels(NamedTuple):

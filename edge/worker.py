@@ -28,11 +28,11 @@ from edge.logs import configure_logs
 from edge.messages import MAX_MESSAGE_BYTES, FrameRef, Message, ProtocolError, decode, encode
 from edge.paths import calibration_path, verdict_endpoint
 from edge.plan import LinePlan, plan_line
-from edge.processes import BUILD, CHANNEL, GATE, Process, capture
+from edge.processes import BUILD, CHANNEL, GATE, RECORD, Process, capture
 from edge.settings import Recipe
 from edge.slab import Ending, EngineState, Orphans, Slab, State
 
-__all__ = ["IDLE_MS", "Worker", "start_command"]
+__all__ = ["IDLE_MS", "Worker", "die_with_parent", "start_command"]
 
 IDLE_MS = 100
 """An idle loop turns this often, to say that it lives."""
@@ -88,7 +88,7 @@ class Worker:
         self._row["state"] = state
 
     def count(self, counter: str, by: int = 1) -> None:
-        """Raise a counter of this process's row: `done`, `failed` or `stale`."""
+        """Raise a counter of this process's row: `done`, `failed`, `stale`, or one of what is recorded."""
         self._row[counter] = int(self._row[counter]) + by
 
     def report_open(self, parts: int) -> None:
@@ -158,6 +158,16 @@ class Worker:
             return False
         return True
 
+    @property
+    def records(self) -> bool:
+        """Whether this line records what it sees."""
+        return RECORD in self._index_of
+
+    def record(self, message: Message) -> None:
+        """Have it recorded, if this line records: nothing waits for that, and what is lost is counted."""
+        if self.records and not self.send(RECORD, message):
+            self.count("messages_unrecorded")
+
     def pass_on(self, frame: FrameRef, to: str) -> None:
         """Make `to` the holder of the frame's slot, then send it the descriptor."""
         self.slab.hand_over(frame.slot, self.index_of(to))
@@ -187,7 +197,9 @@ class Worker:
         `wait_ms`: how long this turn may wait for a frame. `held`: the slots of all frames that came in earlier turns
         and were neither passed on nor released. Stale descriptors are dropped, orphaned slots released.
         """
-        orphans = Orphans(self.slab, self.process.index)
+        # In replays nothing is ever late, and on a box with more to do than cores two of us may take long to connect.
+        patience_ns = max(Orphans.patience_ns, self.recipe.deadline.deadline_ms * 1_000_000 // 20)
+        orphans = Orphans(self.slab, self.process.index, patience_ns)
         next_sweep_ns = 0
         while not self.stopping:
             self.beat()
@@ -232,7 +244,8 @@ def start_command(name: str) -> list[str]:
     return [sys.executable, "-m", "edge", name]
 
 
-def _die_with_parent(parent_pid: int) -> None:
+def die_with_parent(parent_pid: int) -> None:
+    """Have this process killed when the thread that started it ends, or end it now where that happened already."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:  # it died before the call
         sys.exit(0)
@@ -243,7 +256,7 @@ def main() -> None:
     if len(sys.argv) != 2 or "MASKLINE_SUPERVISOR_PID" not in os.environ:
         sys.exit("maskline: the supervisor starts this; people start a line with `maskline run RECIPE`")
     name = sys.argv[1]
-    _die_with_parent(int(os.environ["MASKLINE_SUPERVISOR_PID"]))
+    die_with_parent(int(os.environ["MASKLINE_SUPERVISOR_PID"]))
     configure_logs(name)
     log = structlog.get_logger()
     runtime_dir = Path(os.environ["MASKLINE_LINE_RUNTIME_DIR"])

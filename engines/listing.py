@@ -165,7 +165,7 @@ def remarks(rows: list[Row]) -> list[str]:
     for name, kind in ENGINES.items():
         lines += [f"{name}: {kind.paper}", f"  licence of the weights: {kind.licence}"]
         if kind.published:
-            lines.append(f"  for `maskline import` rather than `fit`: {', '.join(kind.published)}")
+            lines.append(f"  for `maskline engine import` rather than `fit`: {', '.join(kind.published)}")
         notes: dict[str, list[str]] = {}
         for row in rows:
             if row.engine == name and row.note:

@@ -63,8 +63,8 @@ class EngineKind:
     licence: str = YOURS
     """Of the weights."""
     published: tuple[str, ...] = ()
-    """Sizes whose weights others have published, for `maskline import`; to fit them from fresh ones takes GPUs and
-    days."""
+    """Sizes whose weights others have published, for `maskline engine import`; to fit them from fresh ones takes GPUs
+    and days."""
 
 
 ENGINES: Mapping[str, EngineKind] = {

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from edge.actuators.answers import Answers, Seen, Waiting
 from edge.actuators.driver import PartOutcome
-from edge.actuators.settings import Actuator, MatchByCount, MatchById
+from edge.actuators.settings import Actuator, MatchByCount, MatchById, MatchByWeb
 from edge.messages import Verdict
 from edge.verdict import Decision
 
@@ -73,6 +73,7 @@ class Fifo:
         by_count = isinstance(actuator.match, MatchByCount)
         self._encoder = self._counts or by_count
         self._slack = actuator.match.window_counts if isinstance(actuator.match, MatchByCount) else timing.tolerance
+        assert not isinstance(actuator.match, MatchByWeb)  # a marker follows no parts: edge/actuators/web_marker.py
         self._answers = Answers(actuator.match)
         self._parts: deque[_Part] = deque()
         self._last_position: int | None = None  # of the sensor's newest edge

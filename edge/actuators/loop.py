@@ -8,7 +8,7 @@ which everything was right, so a loop that hangs or dies stops it as well.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import structlog
@@ -20,12 +20,14 @@ from edge.actuators.interlocks import Interlocks
 from edge.actuators.latch import Latch
 from edge.actuators.panel import Panel, Request
 from edge.actuators.settings import Actuator, MatchByTime
+from edge.actuators.web_marker import WebMarker
 from edge.audit import AuditTrail
 from edge.clock import ClockOffset
 from edge.errors import MasklineError
 from edge.messages import Heartbeat, Verdict
 from edge.verdict import GateState
 from edge.verdicts import Event, Gap, NewEpoch, Refused, Silence
+from edge.webs.geometry import WebGeometry
 
 __all__ = ["Channel", "Loop"]
 
@@ -65,15 +67,18 @@ class Loop:
         commissioning: str = "",
         change_recipe: Callable[[int], None] = lambda _: None,
         clock: Callable[[], int] = time.monotonic_ns,
+        webs: Mapping[str, WebGeometry] | None = None,
     ) -> None:
-        """`safe_state`: of the recipe. `commissioning`: who asked for it at the start; empty: nobody."""
+        """`safe_state`: of the recipe. `commissioning`: who asked for it at the start; empty: nobody. `webs`: of the
+        lane's stations, for a marker."""
         self._actuator, self._driver, self._channel = actuator, driver, channel
         self._latch, self._panel, self._audit = latch, panel, audit
         self._boot_id, self._clock, self._change_recipe = boot_id, clock, change_recipe
         self._holds = safe_state == "reject_all" or actuator.at_rest == "reject"
         self._log = structlog.get_logger().bind(actuator=actuator.name)
         now_ns = clock()
-        self.fifo, self.interlocks = Fifo(actuator, now_ns), Interlocks(actuator)
+        self.fifo: Fifo | WebMarker = WebMarker(actuator, webs, now_ns) if webs else Fifo(actuator, now_ns)
+        self.interlocks = Interlocks(actuator)
         self._beat: Heartbeat | None = None
         self._trouble = ""  # of the driver
         self._commissioning = ""  # who asked for it

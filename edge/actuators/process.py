@@ -20,7 +20,7 @@ from edge.actuators.drivers import open_drivers
 from edge.actuators.latch import Latch, actuator_dir
 from edge.actuators.loop import Loop
 from edge.actuators.panel import ActuatorError, Panel, hold
-from edge.actuators.settings import Actuator
+from edge.actuators.settings import Actuator, MatchByWeb
 from edge.audit import AuditTrail, audit_path
 from edge.errors import MasklineError, RecipeError
 from edge.journal import boot_id
@@ -29,6 +29,7 @@ from edge.notify import Notifier
 from edge.paths import channel_endpoint
 from edge.settings import Recipe
 from edge.verdicts import Channel
+from edge.webs.geometry import WebGeometry, web_geometry
 
 __all__ = ["actuate", "chosen"]
 
@@ -115,6 +116,7 @@ class _Thread(threading.Thread):
             boot_id=boot_id(),
             commissioning=commissioning,
             change_recipe=lambda number: _change(recipe, number, actuator.name, runtime_dir),
+            webs=_webs(recipe, actuator),
         )
 
     @property
@@ -138,6 +140,13 @@ class _Thread(threading.Thread):
                 self._loop.stop()
         finally:
             self._over.set()
+
+
+def _webs(recipe: Recipe, actuator: Actuator) -> dict[str, WebGeometry] | None:
+    """What a marker's cameras see; None for an ejector."""
+    if not isinstance(actuator.match, MatchByWeb):
+        return None
+    return {name: web_geometry(recipe.station(name)) for name in recipe.lane_views(actuator.lane)}
 
 
 def _channel(recipe: Recipe, actuator: Actuator, runtime_dir: Path) -> Channel:

@@ -24,6 +24,7 @@ __all__ = [
     "MatchByCount",
     "MatchById",
     "MatchByTime",
+    "MatchByWeb",
     "SimulatedDriver",
     "Timing",
 ]
@@ -67,6 +68,13 @@ class MatchByTime(Section):
     window_ms: int = Field(ge=1, le=60_000)  # a part may be so much earlier or later
 
 
+class MatchByWeb(Section):
+    """A web: one encoder is read at the camera's trigger and counts on until its lines are under the marker."""
+
+    by: Literal["web"]
+    distance_counts: Position  # from the camera's trigger to where the frame's first line is under the marker
+
+
 class Timing(Section):
     """When the ejector's output is set, counted from the moment at which the sensor sees the part."""
 
@@ -97,7 +105,7 @@ class Actuator(Section):
     lane: Name
     drivers: tuple[Driver, ...] = Field(min_length=1, max_length=4)  # one with the ejector; the others are told
     at_rest: Literal["reject", "pass"]  # between two parts; "reject" opens for each PASS, and needs power to stay open
-    match: MatchById | MatchByCount | MatchByTime = Field(discriminator="by")
+    match: MatchById | MatchByCount | MatchByTime | MatchByWeb = Field(discriminator="by")
     timing: Timing
     max_age_ms: int = Field(ge=1, le=3_600_000)  # from the camera's trigger to the ejector: an older verdict is no PASS
     min_age_ms: int = Field(default=0, ge=0, le=3_600_000)  # nothing gets from the camera to the ejector faster
@@ -127,7 +135,9 @@ class Actuator(Section):
             raise ValueError(f"min_age_ms = {self.min_age_ms} is not less than max_age_ms = {self.max_age_ms}")
         if isinstance(self.match, MatchById):
             return self
-        if isinstance(self.match, MatchByCount):
+        if isinstance(self.match, MatchByWeb):
+            unit, window = "counts", 0
+        elif isinstance(self.match, MatchByCount):
             unit, window = "counts", self.match.window_counts
         else:
             unit, window = "ms", self.match.window_ms

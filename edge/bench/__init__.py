@@ -23,6 +23,8 @@ BENCHES = {
     "engine": "the exported graph against the naive way, and the plans beside each other",
     "cascade": "plan `cascade` against `x1`: the same decisions, and the time",
     "gate": "verdicts per second through gate, journal and channel, and from the judgement to a subscriber",
+    "record": "a line that records every frame against the same line that records nothing",
+    "replay": "a recording as fast as it goes against the engine alone; seeks in large recordings, and `recover`",
     "faults": "processes that die or hang, messages that are wrong: what passes, is lost or comes twice on a conveyor",
 }
 """Name of the module in this package, and what it measures."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -18,9 +18,11 @@ from edge.recording import MAX_NUMBER, RecordedTruth, RecordingWriter
 from edge.settings import Frame
 from edge.sources.truth import mix
 
-__all__ = ["DEFAULT_FRAME", "EPOCH_NS", "Simulated", "simulate", "web_of"]
+__all__ = ["DEFAULT_FRAME", "EPOCH_NS", "ROLL_FRAME", "Simulated", "simulate", "web_of"]
 
 DEFAULT_FRAME = Frame(width_px=224, height_px=224)
+ROLL_FRAME = Frame(width_px=224, height_px=168)
+"""With an overlap of 56 rows one tile of `texture-s`, as in configs/roll.toml."""
 
 EPOCH_NS = 1_767_225_600_000_000_000
 """Recorded streams begin at 2026-01-01 00:00:00 UTC, so that the same seed gives the same bytes."""
@@ -53,13 +55,14 @@ def simulate(
     contrast: tuple[float, float] = CONTRASTS,
     margin_px: int = 0,
     rate_hz: float = 5.0,
+    roll: bool = False,
 ) -> Simulated:
     """Write a recording of `parts` parts for each station of `textures` (station name to photograph).
 
     `half = "left"` is for calibration: its parts are all good, whatever `defect_share` says. `half = "right"` (or
     "whole") is for tests. `scale`: frame pixels per pixel of the photograph, of all stations or of each. No defect
-    lies within `margin_px` of a frame's border. The same arguments give the same bytes. The file appears whole or not
-    at all.
+    lies within `margin_px` of a frame's border. `roll`: of a web, see `Web`. The same arguments give the same bytes.
+    The file appears whole or not at all.
 
     Raises SourceError for an unknown photograph or half, or a file that cannot be written.
     """
@@ -68,7 +71,7 @@ def simulate(
     share = 0.0 if half == "left" else defect_share
     scales = scale if isinstance(scale, Mapping) else dict.fromkeys(textures, scale)
     webs = {
-        name: web_of(name, texture, seed, half, frame, scales[name], share, contrast, margin_px)
+        name: replace(web_of(name, texture, seed, half, frame, scales[name], share, contrast, margin_px), roll=roll)
         for name, texture in textures.items()
     }
     if not webs:
@@ -82,6 +85,7 @@ def simulate(
         "scale": ", ".join(f"{name}: {web.scale:g}" for name, web in webs.items()),
         "defect_share": str(share),
         "rate_hz": str(rate_hz),
+        **({"roll": "true"} if roll else {}),
         "textures": ", ".join(f"{name}: {web.texture}" for name, web in webs.items()),
     }
     bad, kinds = Counter[str](), Counter[str]()

@@ -49,6 +49,8 @@ class Web:
 
     `half` keeps to the left or right half of the photograph, so that what is calibrated on one is tested on the other.
     Frames larger than that are filled by mirroring it. Nothing is painted within `margin_px` of the frame's border.
+    `roll`: frames follow each other without a gap, and defects cross from one to the next; otherwise each is a window
+    of its own.
     """
 
     texture: str
@@ -59,6 +61,7 @@ class Web:
     defect_share: float = 0.2
     contrast: tuple[float, float] = CONTRASTS
     margin_px: int = 0
+    roll: bool = False
 
     def __post_init__(self) -> None:
         if self.half not in HALVES:
@@ -71,7 +74,10 @@ class Web:
         photo = load_photo(self.texture)
         middle = photo.shape[1] // 2
         columns = {"whole": slice(None), "left": slice(0, middle), "right": slice(middle, None)}[self.half]
-        object.__setattr__(self, "_photo", np.ascontiguousarray(photo[:, columns]))
+        photo = np.ascontiguousarray(photo[:, columns])
+        if self.roll:
+            photo = np.clip(cv2.resize(photo, None, fx=self.scale, fy=self.scale, interpolation=cv2.INTER_CUBIC), 0, 1)
+        object.__setattr__(self, "_photo", photo)
 
     def is_bad(self, number: int) -> bool:
         """Whether a defect is painted into this part."""
@@ -80,15 +86,35 @@ class Web:
     def shot(self, number: int) -> WebShot:
         """Make the frame of a part."""
         rng = np.random.default_rng(mix(self.seed, number, 1))
-        luma = self._lit(self._window(number, rng), number, rng)
-        defect = None
-        if self.is_bad(number):
-            kinds = KINDS if self.texture in _LAID else [k for k in KINDS if k != "missing_brick"]
-            luma, defect = self._painted(luma, np.random.default_rng(mix(self.seed, number, 2)), kinds)
+        if self.roll:
+            luma, defect = self._stretch(number)
+        else:
+            luma, defect = self._with_defect(self._lit(self._window(number, rng), number, rng), number)
         noisy = luma + _SENSOR_NOISE * rng.standard_normal(luma.shape, np.float32)
         full_scale = (1 << self.frame.bit_depth) - 1
         grey = np.clip(np.rint(noisy * full_scale), 0, full_scale).astype(self.frame.dtype)
         return WebShot(np.repeat(grey[:, :, np.newaxis], self.frame.channels, axis=2), defect)
+
+    def _with_defect(self, luma: NDArray[np.float32], number: int) -> tuple[NDArray[np.float32], Defect | None]:
+        if not self.is_bad(number):
+            return luma, None
+        kinds = KINDS if self.texture in _LAID else [k for k in KINDS if k != "missing_brick"]
+        return self._painted(luma, np.random.default_rng(mix(self.seed, number, 2)), kinds)
+
+    def _stretch(self, number: int) -> tuple[NDArray[np.float32], Defect | None]:
+        """A frame of a roll: the end of one piece and the beginning of the next, each as long as a frame and painted
+        whole, so that defects lie across the borders of frames."""
+        photo: NDArray[np.float32] = self.__dict__["_photo"]
+        height, width = self.frame.height_px, self.frame.width_px
+        half, columns = height // 2, _mirrored(np.arange(width), photo.shape[1])
+        pieces, masks, found = [], [], None
+        for piece, part in ((number - 1, slice(height - half, height)), (number, slice(0, height - half))):
+            rows = _mirrored(piece * height + half + np.arange(height), photo.shape[0])
+            luma, defect = self._with_defect(np.ascontiguousarray(photo[np.ix_(rows, columns)]), piece)
+            pieces.append(luma[part])
+            masks.append(defect.mask[part] if defect else np.zeros((len(pieces[-1]), width), bool))
+            found = defect if masks[-1].any() else found
+        return np.concatenate(pieces), replace(found, mask=np.concatenate(masks)) if found else None
 
     def _painted(
         self, luma: NDArray[np.float32], rng: np.random.Generator, kinds: Sequence[str]
@@ -129,6 +155,12 @@ class Web:
         gain = 1 + drift + _GAIN_NOISE * rng.standard_normal()
         fall = _LIGHT_GRADIENT * np.linspace(0.5, -0.5, luma.shape[1], dtype=np.float32)
         return np.asarray(np.clip(luma * (gain + fall), 0, 1), np.float32)
+
+
+def _mirrored(index: NDArray[np.int_], length: int) -> NDArray[np.int_]:
+    """Indices into an endless row of mirrored pictures, brought back into the first one."""
+    index = index % (2 * length)
+    return np.minimum(index, 2 * length - 1 - index)
 
 
 def photo_names() -> list[str]:

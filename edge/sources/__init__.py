@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from numpy.typing import NDArray
 
-from edge.settings import Station
 from edge.verdict import Reason
 
 if TYPE_CHECKING:
+    from edge.settings import Station
+    from edge.sources.camera import Camera
     from edge.sources.pacing import Feed
 
 __all__ = ["Ended", "Event", "Exposed", "Image", "Source", "Triggered", "open_source"]
@@ -68,16 +69,21 @@ class Source(Protocol):
     def close(self) -> None: ...
 
 
-def open_source(station: Station, start_ns: int, first_number: int) -> Source:
+def open_source(station: Station, start_ns: int, first_number: int, alone: bool = True, astray: bool = False) -> Source:
     """Open the source of a station.
 
     `start_ns`: monotonic time at which trigger 0 of a simulated stream is due. `first_number`: the first trigger number
     not used yet (not 0 when capture was restarted). A lossless source goes on there; a live one goes on with the part
     that passes now, and the numbers between are parts that nobody saw. A live source that starts late at 0 says what it
-    missed.
+    missed. Of cameras (edge/sources/camera.py): `alone`, no other station sees the parts of its lane; `astray`, others
+    do, and some may have passed uncounted.
 
     Raises SourceError, which names the file and what was expected.
     """
+    if station.source.is_camera:
+        from edge.sources.camera import CameraSource
+
+        return CameraSource(_open_camera(station), station, first_number, alone, astray)
     if station.source.kind == "conveyor":
         from edge.sources.conveyor import ConveyorSource
 
@@ -85,6 +91,27 @@ def open_source(station: Station, start_ns: int, first_number: int) -> Source:
     from edge.sources.pacing import PacedSource
 
     return PacedSource(_open_feed(station), station.source, start_ns, first_number)
+
+
+def _open_camera(station: Station) -> Camera:
+    kind = station.source.kind
+    if kind == "genicam":
+        from edge.sources.genicam import GenicamCamera
+
+        return GenicamCamera(station)
+    if kind == "gentl":
+        from edge.sources.gentl import GentlCamera
+
+        return GentlCamera(station)
+    if kind == "rtsp":
+        from edge.sources.rtsp import RtspCamera
+
+        return RtspCamera(station)
+    if kind == "v4l2":
+        from edge.sources.v4l2 import V4l2Camera
+
+        return V4l2Camera(station)
+    raise AssertionError(kind)  # every kind of CAMERA_KINDS stands above
 
 
 def _open_feed(station: Station) -> Feed:

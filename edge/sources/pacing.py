@@ -41,7 +41,9 @@ class Part:
     frame_ns: int
     held_ns: int  # so long after `frame_ns` the image can still be had
     load: Callable[[], Shot]
-    missed: bool = False  # a gap: neither trigger nor frame were recorded
+    missed: bool = False  # a gap: there is no frame, and a trigger only where one was recorded
+    count: int | None = None  # of the line's encoder at the trigger
+    part_id: int | None = None  # where a PLC gave parts their ids
 
 
 class Feed(Protocol):
@@ -139,12 +141,16 @@ class PacedSource:
         if self._live and self._clock() > frame_ns + part.held_ns:
             shot = Shot(None, Reason.MISSED_FRAME, "polled so late that later frames had taken its place")
         elif part.missed:
-            return [(frame_ns, Triggered(number, frame_ns, missed=True))]
+            return [(frame_ns, _triggered(number, frame_ns, part, missed=True))]
         else:
             shot = part.load()
         exposed = Exposed(number, shot.image, shot.reason, shot.detail)
         if self._independent:
-            return [(trigger_ns, Triggered(number, trigger_ns)), (frame_ns, exposed)]
+            return [(trigger_ns, _triggered(number, trigger_ns, part)), (frame_ns, exposed)]
         if shot.reason is Reason.MISSED_FRAME:
-            return [(frame_ns, Triggered(number, frame_ns, missed=True))]
-        return [(frame_ns, Triggered(number, frame_ns)), (frame_ns, exposed)]
+            return [(frame_ns, _triggered(number, frame_ns, part, missed=True))]
+        return [(frame_ns, _triggered(number, frame_ns, part)), (frame_ns, exposed)]
+
+
+def _triggered(number: int, at_ns: int, part: Part, missed: bool = False) -> Triggered:
+    return Triggered(number, at_ns, missed, part.count, part.part_id)

@@ -1,7 +1,9 @@
 """A recording as a stream: the parts of one of its stations, at their recorded times.
 
-Recorded numbers count from wherever the recording began; the first becomes 0. A number that is in neither the triggers
-nor the frames is a gap. A trigger without a frame is a part whose frame was missed.
+Recorded numbers count from wherever the recording began: `first_number` of the feed becomes 0. A number that is in
+neither the triggers nor the frames is a gap. A trigger without a frame is a part whose frame was missed, unless the
+recorded results say otherwise. A frame may stand behind the triggers of later parts. Time begins with the first part of
+the recording, whichever station saw it, so that stations keep their distance.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from dataclasses import dataclass
 import structlog
 
 from edge.errors import SourceError
-from edge.recording import RecordedFrame, RecordedTrigger, Recording
+from edge.recording import RecordedFrame, RecordedRefusal, RecordedTrigger, Recording
 from edge.settings import Station
 from edge.sources.folder import max_pixels
 from edge.sources.images import BadImageError, quiet_opencv
@@ -35,10 +37,15 @@ class _Pair:
     trigger_ns: int
     frame: RecordedFrame | None = None
     missed_ns: int = 0  # when it was known that no frame would come
+    trigger: RecordedTrigger | None = None
+    reason: Reason = Reason.MISSED_FRAME  # where there is no frame
 
 
 class RecordedFeed:
-    """The parts of a recorded station. Compare `edge.sources.pacing.Feed`."""
+    """The parts of a recorded station. Compare `edge.sources.pacing.Feed`.
+
+    `first_number`: the recorded number of part 0; the source's `first`, or the first one that was recorded.
+    """
 
     def __init__(self, station: Station) -> None:
         assert station.source.path is not None
@@ -53,17 +60,19 @@ class RecordedFeed:
                 f"{self._recording.path}: no station {self._name!r} in this recording; it has: {there}. "
                 "Name one of them in the source's channel"
             )
-        self._events = self._recording.events(self._name)
+        self._events = self._recording.inputs(self._name)
         self._pairs: list[_Pair] = []  # the heads of the stream, with rising numbers
         self._over = False
         self._interval_ns = 0
         self._next = 0  # the number after the last pair that was taken
         self._head_is_settled()
-        self._base = self._pairs[0].number if self._pairs else 0
-        self._start_ns = self._pairs[0].trigger_ns if self._pairs else 0
+        first = station.source.first
+        self.first_number = first if first is not None else self._pairs[0].number if self._pairs else 0
+        began = [next(self._recording.events(name), None) for name in self._recording.stations]
+        self._start_ns = min((event.at_ns for event in began if event), default=0)
 
     def part(self, number: int) -> Part | None:
-        recorded = number + self._base
+        recorded = number + self.first_number
         while self._head_is_settled() and self._pairs[0].number < recorded:
             self._take()
         if not self._pairs:
@@ -74,14 +83,22 @@ class RecordedFeed:
             return Part(noticed_ns, noticed_ns, _HELD_NS, lambda: Shot(None), missed=True)
         self._take()
         frame_ns = head.frame.at_ns if head.frame else head.missed_ns
-        held_ns = max(QUEUE * self._interval_ns, _HELD_NS)
-        return Part(head.trigger_ns - self._start_ns, frame_ns - self._start_ns, held_ns, lambda: self._load(head))
+        told = head.trigger or RecordedTrigger(head.number, head.trigger_ns)
+        return Part(
+            head.trigger_ns - self._start_ns,
+            frame_ns - self._start_ns,
+            held_ns=max(QUEUE * self._interval_ns, _HELD_NS),
+            load=lambda: self._load(head),
+            missed=told.missed,
+            count=told.count,
+            part_id=told.part_id,
+        )
 
     def first_due(self, elapsed_ns: int, number: int) -> int:
         while self._head_is_settled() and self._pairs[0].trigger_ns - self._start_ns < elapsed_ns:
             self._take()
         following = self._pairs[0].number if self._pairs else self._next
-        return max(number, following - self._base)
+        return max(number, following - self.first_number)
 
     def close(self) -> None:
         self._over = True
@@ -115,14 +132,20 @@ class RecordedFeed:
     def _settled(self, pair: _Pair) -> bool:
         return pair.frame is not None or pair.missed_ns > 0
 
-    def _add(self, event: RecordedTrigger | RecordedFrame) -> None:
+    def _add(self, event: RecordedTrigger | RecordedFrame | RecordedRefusal) -> None:
         last = self._pairs[-1].number if self._pairs else self._next - 1
+        if isinstance(event, RecordedRefusal):
+            for pair in self._pairs:
+                if pair.number == event.number:
+                    pair.reason = event.reason
+            return
         if isinstance(event, RecordedTrigger):
             if event.number <= last:
                 raise SourceError(
                     f"{self._recording.path}: {self._name}: trigger {event.number} follows {last}; numbers must rise"
                 )
-            self._pairs.append(_Pair(event.number, event.at_ns))
+            missed_ns = event.at_ns if event.missed else 0
+            self._pairs.append(_Pair(event.number, event.at_ns, missed_ns=missed_ns, trigger=event))
             if len(self._pairs) > LOOKAHEAD:
                 self._give_up(self._pairs[0], event.at_ns)
             return
@@ -142,7 +165,7 @@ class RecordedFeed:
     def _load(self, pair: _Pair) -> Shot:
         where = f"{self._recording.path}: frame {pair.number} of {self._name}"
         if pair.frame is None:
-            return Shot(None, Reason.MISSED_FRAME, f"{where} was not recorded")
+            return Shot(None, pair.reason, f"{where} was not recorded")
         try:
             return Shot(pair.frame.decode(self._max_pixels))
         except BadImageError as error:

@@ -38,6 +38,8 @@ class VideoFeed:
         self._grey = station.frame.channels == 1
         self._capture = _open(self._path, max_pixels(station.frame))
         self._promised = _promised_frames(self._capture, self._path)
+        own_rate_hz = self._capture.get(cv2.CAP_PROP_FPS)
+        self.own_rate_hz = own_rate_hz if 0 < own_rate_hz <= 1000 else None  # what the file says of itself
         self._buffer: Any = None
         self._at = -1  # the frame that the decoder delivered last, counted in what it delivers
         self._delivered = 0

@@ -10,11 +10,14 @@ __all__ = ["WebFeed"]
 
 
 class WebFeed:
-    """A camera window that moves over a photograph; endless."""
+    """A camera window that moves over a photograph; endless. On a web, frames follow each other without a gap."""
 
     def __init__(self, station: Station) -> None:
         source = station.source
-        self._web = Web(source.texture, station.frame, source.seed, source.half, source.scale, source.defect_share)
+        self._web = Web(
+            *(source.texture, station.frame, source.seed, source.half, source.scale, source.defect_share),
+            roll=station.web is not None,
+        )
         self._rate = Rate(source.rate_hz)
 
     def part(self, number: int) -> Part | None:

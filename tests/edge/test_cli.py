@@ -108,7 +108,7 @@ def test_bench_writes_one_flat_object(tmp_path: Path) -> None:
 def test_engines_lists_sizes_licences_and_work_and_writes_one_flat_object(tmp_path: Path) -> None:
     done = maskline("engines", "--json", tmp_path / "engines.json")
     assert done.returncode == 0, done.stderr
-    for words in ("vit-h", "21,871", "CC-BY-NC", "Bauer", "for `maskline import` rather than `fit`"):
+    for words in ("vit-h", "21,871", "CC-BY-NC", "Bauer", "for `maskline engine import` rather than `fit`"):
         assert words in done.stdout
     figures = json.loads((tmp_path / "engines.json").read_text())
     assert {"machine", "commit", "engines.mae.edge.x4.gflop", "engines.sdc.paper.million_parameters"} <= set(figures)

@@ -60,6 +60,7 @@ OF_HINT: dict[Any, st.SearchStrategy[Any]] = {
     Decision: DECISION,
     GateState: st.sampled_from(GateState),
     list[int]: STAMPS,
+    list[float]: st.lists(st.floats(allow_nan=False), max_size=3),
     list[str]: st.lists(TEXT, max_size=3),
     list[list[int]]: BOXES,
     dict[str, str]: ENGINE,

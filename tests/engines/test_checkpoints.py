@@ -371,7 +371,7 @@ def test_settings_and_weights_that_cannot_be_are_named(narrow: Path, tmp_path: P
 
 def test_the_command_imports_and_prints_the_licence(narrow: Path, tmp_path: Path) -> None:
     def maskline(*arguments: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "edge.cli", "import", *map(str, arguments)]
+        command = [sys.executable, "-m", "edge.cli", "engine", "import", *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, timeout=100)
 
     done = maskline(narrow, "--out", tmp_path / "b", "--tile-px", 56, "--target", "normalised", "--opening-px", 4)

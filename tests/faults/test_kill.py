@@ -27,7 +27,7 @@ from tests.support import RunningLine, calibrate_marker, journal_verdicts, marke
 
 ROUNDS = int(os.environ.get("MASKLINE_FAULT_ROUNDS", "1"))
 STORM = "supervision = { restarts = 1000, window_s = 60 }"
-NAMES = ("gate", "channel", "prepare", "detect", "judge", "archive", "capture.s0", "capture.s1")
+NAMES = ("gate", "channel", "prepare", "detect", "judge", "archive", "record", "capture.s0", "capture.s1")
 PASS_WITHIN_S = 30.0
 
 
@@ -68,7 +68,7 @@ def assert_ledger_is_whole(state_dir: Path, published: list[Verdict]) -> Counter
 @pytest.mark.timeout(300 * ROUNDS)
 @pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGSTOP], ids=["SIGKILL", "SIGSTOP"])
 def test_each_process_in_turn(tmp_path: Path, runtime_dir: Path, sig: signal.Signals) -> None:
-    recipe = marker_recipe(tmp_path, stations=2, parts=None, rate_hz=20, deadline_ms=500, extra=STORM)
+    recipe = marker_recipe(tmp_path, stations=2, parts=None, rate_hz=20, deadline_ms=500, extra=f"{STORM}\n[recording]")
     calibrate_marker(recipe, tmp_path / "state")
     with RunningLine(recipe, tmp_path / "state", runtime_dir) as line, Listener(line.endpoint) as heard:
         wait_until(lambda: passes(heard) > 5, PASS_WITHIN_S)

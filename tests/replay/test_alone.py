@@ -1,0 +1,288 @@
+"""One process alone: the gate on triggers and results at their times, the stages on frames that lost something."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from calib.calibration import load_calibration
+from edge.ledger import view_of
+from edge.messages import ViewResult
+from edge.paths import calibration_path
+from edge.recipes import load_recipe
+from edge.recording import RecordedFrame, Recording, RecordingWriter
+from edge.replay.alone import replay_process
+from edge.replay.compare import Comparison, Why
+from edge.replay.run import ReplayError, ReplayOptions
+from edge.replay.setup import SetUp, set_up
+from edge.replay.stages import Stages
+from edge.settings import Recipe, Web
+from edge.sources.marker import MarkerFeed
+from edge.testing import calibrate_by_hand
+from edge.verdict import Decision, Reason
+from tests.replay.make import RECORDING
+from tests.replay.test_compare import verdict
+from tests.support import marker_recipe
+
+UTC_NS, MONOTONIC_NS = 1_800_000_000_000_000_000, 77_000_000_000
+MS = 1_000_000
+
+
+class Written:
+    """A recording of two cameras of one lane, whose parts come every 100 ms and wait 1000 ms at most."""
+
+    def __init__(self, folder: Path) -> None:
+        self.recipe = load_recipe(marker_recipe(folder, stations=2, same_lane=True, deadline_ms=1000))
+        self.path = folder / "a.mcap"
+        self._out = RecordingWriter(self.path, {"recipe": self.recipe.model_dump_json()})
+        self._results: list[tuple[int, ViewResult]] = []
+
+    def part(self, number: int, *results: ViewResult | None, said: tuple[Decision, Reason | None]) -> None:
+        """What each camera's judge said, None for one that never triggered; and what the gate made of it."""
+        for station, result in zip(("s0", "s1"), results, strict=True):
+            if result is not None:
+                self._out.trigger(station, number, UTC_NS + 100 * MS * number, part_id=number + 50)
+                waited_ns = result.stamps[-1] - result.at_ns if result.stamps else 0
+                at_ns = UTC_NS + 100 * MS * number + waited_ns
+                self._results.append((at_ns, replace(result, station=station, number=number)))
+        views = [
+            view_of(replace(r, station=s) if r else refused(Reason.MISSED_FRAME, s), "")
+            for s, r in zip(("s0", "s1"), results, strict=True)
+        ]
+        decision, reason = said
+        leading = max((r for r in results if r and r.score is not None), key=lambda r: r.score or 0, default=None)
+        told = verdict(number, *views, decision=decision, reason=reason, part_id=number + 50)
+        told = replace(
+            told,
+            score=leading.score if leading else None,
+            threshold=leading.threshold if leading else None,
+        )
+        self._out.verdict(told, UTC_NS + 100 * MS * number + 5)
+
+    def replayed(self) -> Comparison:
+        for at_ns, result in sorted(self._results, key=lambda r: r[0]):
+            self._out.result(result, at_ns)
+        self._out.close()
+        found = replay_process(self.path, "gate", ReplayOptions()).comparison
+        assert found is not None
+        return found
+
+
+def answered(after_ms: int, decision: Decision = Decision.PASS, score: float = 0.1) -> ViewResult:
+    stamps = [MONOTONIC_NS + after_ms * MS]
+    return ViewResult("s0", 0, MONOTONIC_NS, decision, score=score, threshold=0.5, stamps=stamps)
+
+
+def refused(reason: Reason, station: str = "s0") -> ViewResult:
+    return ViewResult(station, 0, MONOTONIC_NS, Decision.UNINSPECTED, reason)
+
+
+PASS, REJECT = (Decision.PASS, None), (Decision.REJECT, None)
+
+
+def test_the_gate_decides_as_it_did(tmp_path: Path) -> None:
+    written = Written(tmp_path)
+    written.part(10, answered(20), answered(30), said=PASS)
+    written.part(11, answered(20), answered(900, Decision.REJECT, 0.7), said=REJECT)
+    written.part(12, refused(Reason.BAD_IMAGE), answered(10), said=(Decision.UNINSPECTED, Reason.BAD_IMAGE))
+    written.part(13, answered(20), None, said=(Decision.UNINSPECTED, Reason.MISSED_FRAME))
+    written.part(14, answered(20), answered(30), said=PASS)
+    found = written.replayed()
+    assert found.same, found.differences
+    assert (found.parts, found.apart) == (5, ())
+
+
+@pytest.mark.parametrize(("after_ms", "same"), [(990, True), (1010, False)])
+def test_a_result_comes_when_it_came(tmp_path: Path, after_ms: int, same: bool) -> None:
+    """A result after the deadline makes no PASS: the ledger says UNINSPECTED(deadline), which is told apart."""
+    written = Written(tmp_path)
+    written.part(0, answered(20), answered(after_ms), said=PASS)
+    found = written.replayed()
+    assert found.same
+    assert [a.why for a in found.apart] == ([] if same else [Why.CLOCK])
+    assert all(a.found == "UNINSPECTED (deadline)" for a in found.apart)
+
+
+@pytest.mark.parametrize("said", [PASS, (Decision.UNINSPECTED, Reason.ENGINE_ERROR)])
+def test_a_gate_that_decides_otherwise_is_found(tmp_path: Path, said: tuple[Decision, Reason | None]) -> None:
+    written = Written(tmp_path)
+    written.part(0, answered(20), answered(30, Decision.REJECT, 0.7), said=said)
+    assert "decision" in [d.field for d in written.replayed().differences]
+
+
+def _seen(folder: Path, recipe: Recipe, without: Iterable[int] = ()) -> SetUp:
+    """What a replay of ten parts needs, recorded from the markers of a line that has a calibration."""
+    calibrate_by_hand(recipe, folder / "state")
+    calibration = load_calibration(calibration_path(folder / "state"))
+    assert calibration is not None
+    with RecordingWriter(folder / "seen.mcap", {"recipe": recipe.model_dump_json()}) as out:
+        out.calibration(calibration.to_bytes())
+        for station in recipe.stations:
+            feed = MarkerFeed(station)
+            for number in range(10):
+                image = feed.part(number).load().image
+                assert image is not None
+                out.trigger(station.name, number, number)
+                if number not in set(without):
+                    out.frame(station.name, number, number, image)
+    return set_up(Recording(folder / "seen.mcap"), None, None)
+
+
+def _stages(ready: SetUp) -> list[Stages]:
+    return [Stages(plan, ready.detectors[name], ready.calibration) for name, plan in ready.plan.stations.items()]
+
+
+@pytest.fixture
+def judged(tmp_path: Path) -> Path:
+    """Ten parts of two cameras, and what the marker engine says of them: the same on every machine."""
+    ready = _seen(tmp_path, load_recipe(marker_recipe(tmp_path, stations=2)))
+    said = [view for stages in _stages(ready) for view in stages.views()]
+    return _rewritten(tmp_path / "seen.mcap", tmp_path / "judged.mcap", lambda _: None, also=said)
+
+
+def test_a_web_is_joined_to_the_frame_before(tmp_path: Path) -> None:
+    """On the way through the recording, and when one part of it is looked at."""
+    recipe = load_recipe(marker_recipe(tmp_path))
+    web = Web(mm_per_line=0.1, overlap_px=24)
+    recipe = recipe.model_copy(update={"stations": (recipe.stations[0].model_copy(update={"web": web}),)})
+    ready = _seen(tmp_path, recipe, without=[4])
+    assert ready.survey.unrecorded == {("s0", 0), ("s0", 4), ("s0", 5)}
+    (passing,), (looking,) = _stages(ready), _stages(ready)
+    rows = {}
+    for view in passing.views():
+        rows[view.number] = view.rows_before
+        assert looking.look(ready.recording, view.number)
+        for name, array in passing.arrays.items():
+            np.testing.assert_array_equal(array, looking.arrays[name], err_msg=f"{name} of part {view.number}")
+    assert rows == {n: 0 if n in (0, 5) else 24 for n in range(10) if n != 4}
+    assert not looking.look(ready.recording, 4)
+
+
+def _rewritten(
+    kept: Path,
+    path: Path,
+    change: Callable[[ViewResult], ViewResult | None],
+    encoding: str = "png",
+    also: Iterable[ViewResult] = (),
+) -> Path:
+    """A recording with other frames and results."""
+    recording = Recording(kept)
+    calibration = recording.calibration()
+    assert calibration is not None
+    with RecordingWriter(path, recording.metadata) as out:
+        out.calibration(calibration.to_bytes())
+        for station in recording.stations:
+            for event in recording.events(station):
+                if isinstance(event, RecordedFrame):
+                    out.frame(station, event.number, event.at_ns, event.decode(), encoding, 90)
+                else:
+                    out.trigger(station, event.number, event.at_ns)
+        for result in (*(r for _, r in recording.results()), *(replace(v, stamps=[1, 2]) for v in also)):
+            if (changed := change(result) if not also else result) is not None:
+                out.result(changed, result.number)
+    return path
+
+
+def test_frames_that_lost_something_are_compared_with_a_tolerance_only(judged: Path, tmp_path: Path) -> None:
+    """The marker engine reads through the losses; a little more score stands for what a network would make of them."""
+
+    def a_little_more(result: ViewResult) -> ViewResult:
+        return replace(result, score=(result.score or 0) + 0.01, boxes=[])
+
+    path = _rewritten(judged, tmp_path / "lossy.mcap", a_little_more, "jpeg")
+    with pytest.raises(ReplayError, match=r"compressed with losses.*--tolerance"):
+        replay_process(path, "judge", ReplayOptions())
+    found, strict = (replay_process(path, "judge", ReplayOptions(tolerance=t)).comparison for t in (0.03, 0.01))
+    assert found is not None
+    assert found.same, found.differences
+    assert found.largest_score_difference == pytest.approx(0.01)
+    assert strict is not None
+    assert {d.field for d in strict.differences} == {"s0.score", "s1.score"}
+
+
+ELSE: dict[str, list[dict[str, object]]] = {
+    "prepare": [
+        {"place": [1.0, 0.0, 0.0]},
+        {"reason": Reason.NO_PART, "decision": Decision.UNINSPECTED},
+        {"rows_before": 3},
+    ],
+    "detect": [
+        {"score": 1.0},
+        {"witness": 8},
+        {"reason": Reason.ENGINE_ERROR, "decision": Decision.UNINSPECTED},
+    ],
+    "judge": [{"boxes": [[1, 2, 3, 4]]}, {"decision": Decision.UNINSPECTED}, {"threshold": 3.0}, {"areas_px": [2.0]}],
+}
+
+
+@pytest.mark.parametrize("name", ELSE)
+def test_a_stage_that_answered_otherwise_is_found(judged: Path, tmp_path: Path, name: str) -> None:
+    """Each of the first parts was answered in another way."""
+
+    def changed(result: ViewResult) -> ViewResult:
+        ours = dict(enumerate(ELSE[name]))
+        return replace(result, **ours.get(result.number, {})) if result.station == "s0" else result  # type: ignore[arg-type]
+
+    found = replay_process(_rewritten(judged, tmp_path / "a.mcap", changed), name, ReplayOptions()).comparison
+    assert found is not None
+    assert {(d.lane, d.part) for d in found.differences} == {("s0", n) for n in range(len(ELSE[name]))}
+
+
+def test_a_stage_answers_for_itself_alone(judged: Path, tmp_path: Path) -> None:
+    def changed(result: ViewResult) -> ViewResult:
+        return replace(result, threshold=3.0, boxes=[[1, 2, 3, 4]], decision=Decision.PASS, reason=None)
+
+    found = replay_process(_rewritten(judged, tmp_path / "a.mcap", changed), "detect", ReplayOptions()).comparison
+    assert found is not None
+    assert found.same
+
+
+def test_what_time_alone_causes_is_told_apart(judged: Path, tmp_path: Path) -> None:
+    def late(result: ViewResult) -> ViewResult:
+        return replace(result, decision=Decision.UNINSPECTED, reason=Reason.OVERLOAD, score=None)
+
+    found = replay_process(_rewritten(judged, tmp_path / "a.mcap", late), "judge", ReplayOptions()).comparison
+    assert found is not None
+    assert found.same
+    assert {a.why for a in found.apart} == {Why.CLOCK}
+
+
+def test_a_recording_without_answers(judged: Path, tmp_path: Path) -> None:
+    path = _rewritten(judged, tmp_path / "a.mcap", lambda _: None)
+    with pytest.raises(ReplayError, match="no view results in this recording"):
+        replay_process(path, "judge", ReplayOptions())
+    with pytest.raises(ReplayError, match="no verdicts in this recording"):
+        replay_process(path, "gate", ReplayOptions())
+
+
+def test_a_process_that_cannot_be_replayed_alone() -> None:
+    with pytest.raises(ReplayError, match=r"--process archive: .* these can: prepare, detect, judge, gate"):
+        replay_process(RECORDING, "archive", ReplayOptions())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--ignore", "skore"], "--ignore skore: no such field; there are: line, lane"),
+        (["--update-reference"], "name the file that is to be written with --reference"),
+        (["--update-reference", "--compare", "--reference", "r.json"], "compare in a run of its own"),
+        (["--process", "gate", "--reference", "r.json"], "leave --reference out"),
+        (["--calibration", "no.json"], "no.json: no calibration here"),
+        (["--recipe", "no.toml"], "no.toml: cannot read this recipe"),
+        (["--speed", "2"], "'2' is not one of"),
+    ],
+)
+def test_what_the_command_refuses(tmp_path: Path, arguments: list[str], said: str) -> None:
+    command = [sys.executable, "-m", "edge.cli", "replay", str(RECORDING), *arguments]
+    environment = os.environ | {"COLUMNS": "300", "NO_COLOR": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    assert done.returncode != 0
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
