@@ -19,9 +19,9 @@ from edge.anomaly import NotFiniteError
 from edge.detector import Detector, load_engine
 from edge.errors import BundleError, CalibrationError, RecipeError
 from edge.judge import Judge, provenance
-from edge.locate import Located
 from edge.padding import pad_mirrored
-from edge.place import move
+from edge.place.geometry import move
+from edge.place.locate import Located
 from edge.plan import StationPlan, not_judged, plan_frames
 from edge.prepare import prepare_view
 from edge.scores import fuse

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import zip_longest
 
 from calib.report_data import ReportView
-from edge.place import Box, boxes_to_region
+from edge.place.geometry import Box, boxes_to_region
 
 __all__ = ["where_words"]
 

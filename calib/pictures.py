@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calib.report_data import ReportStation, ReportView
-from edge.place import Box, Place, boxes_to_region, warp
+from edge.place.geometry import Box, Place, boxes_to_region, warp
 
 __all__ = ["Overlay", "Panel", "Panels", "colour_bar", "map_scales", "view_panels"]
 

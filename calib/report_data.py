@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.place import Box, Place
+from edge.place.geometry import Box, Place
 from edge.verdict import Decision
 
 __all__ = ["ReportPart", "ReportRun", "ReportStation", "ReportView", "Summary", "Truth", "summarise"]

@@ -6,7 +6,7 @@ import time
 
 from edge.messages import FrameRef, SourceEnded, Trigger, ViewResult
 from edge.processes import GATE, PREPARE
-from edge.record_slots import RecordSlots
+from edge.recorder.slots import RecordSlots
 from edge.settings import Mode
 from edge.slab import State
 from edge.sources import Ended, Exposed, Image, Source, Triggered, open_source

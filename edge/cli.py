@@ -19,13 +19,13 @@ from edge.cli_actuate import actuators as actuator_commands
 from edge.cli_audit import audit
 from edge.cli_compare import bootstrap, compare
 from edge.cli_engine import engine as engine_commands
+from edge.cli_export import export, import_files
 from edge.cli_journal import journal
 from edge.cli_keys import keys
-from edge.cli_export import export, import_files
 from edge.cli_networks import engines, fit
 from edge.cli_recipe import recipe as recipe_commands
-from edge.cli_recordings import recover
 from edge.cli_record import record, record_with
+from edge.cli_recordings import recover
 from edge.cli_replay import replay
 from edge.cli_roll import roll
 from edge.cli_scale import scale

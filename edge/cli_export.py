@@ -24,8 +24,8 @@ def export(
     masks. What nobody knows better was good if the line passed it. `maskline fit`, `calibrate` and `compare` read
     these. With --video: OUT/STATION.mp4 (extra `video`).
     """
-    from edge.export import export_images
-    from edge.export_video import export_video
+    from edge.export.images import export_images
+    from edge.export.video import export_video
 
     console = Console(soft_wrap=True)
     with console.status("exporting") as status:

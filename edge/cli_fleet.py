@@ -92,7 +92,10 @@ def _rows(recordings: Sequence[Path], pool: Pool, console: Console) -> list[Row]
     from calib.run import progress_bars
     from edge.replay.fleet import run_fleet
 
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # as Ctrl-C does: nothing is left behind
-    with progress_bars(console) as bars:
-        bar = bars.add_task("replaying", total=len(recordings))
-        return run_fleet(recordings, pool, lambda row: bars.advance(bar))
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # as Ctrl-C: nothing is left
+    try:
+        with progress_bars(console) as bars:
+            bar = bars.add_task("replaying", total=len(recordings))
+            return run_fleet(recordings, pool, lambda row: bars.advance(bar))
+    finally:
+        signal.signal(signal.SIGTERM, before)

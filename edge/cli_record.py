@@ -29,7 +29,7 @@ def record(
     """Record the sources of a recipe without judging them, until they end or Ctrl-C: no calibration is needed."""
     from edge.logs import configure_logs
     from edge.recipes import load_recipe
-    from edge.record_sources import record_sources
+    from edge.recorder.sources import record_sources
 
     configure_logs("record")
     stop = threading.Event()

@@ -20,7 +20,7 @@ def scale(
     square_mm: Annotated[float, typer.Option(min=0.001, help="Side of a square.")],
 ) -> None:
     """Measure millimetres per pixel, with their uncertainty: prints what to put into the recipe."""
-    from edge.scale import measure_scale
+    from edge.place.scale import measure_scale
     from edge.sources.folder import read_image
     from edge.sources.images import MAX_PIXELS, quiet_opencv
 

@@ -19,7 +19,7 @@ from edge.ledger import Answer, Ledger, view_of, withdraw
 from edge.messages import Heartbeat, SourceEnded, Trigger, Verdict, View, ViewResult, encode
 from edge.paths import journal_path
 from edge.processes import capture
-from edge.record_slots import recording_counters, recording_trouble
+from edge.recorder.slots import recording_counters, recording_trouble
 from edge.slab import Ending
 from edge.topics import HEALTH, HEARTBEAT_INTERVAL_MS, VERDICT, topic
 from edge.verdict import Decision, GateState, Reason

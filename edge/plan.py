@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.errors import BundleError, RecipeError
-from edge.locate import Locator, make_locator
+from edge.place.locate import Locator, make_locator
 from edge.processes import Process, process_table
 from edge.settings import Frame, Recipe, Region, Station
 from edge.slab import ArraySpec, SlotLayout

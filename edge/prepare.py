@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.locate import Located
+from edge.place.locate import Located
 from edge.plan import StationPlan
 from edge.processes import DETECT
 from edge.tiling import prepare

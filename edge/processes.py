@@ -67,7 +67,7 @@ def capture(station: str) -> str:
 # Ends after the gate too. Its disk may hang for as long as it likes: that is another thread of it.
 _RECORD = Process(
     RECORD,
-    "edge.record",
+    "edge.recorder.process",
     RECORD_INDEX,
     niceness=10,
     start_ms=20_000,

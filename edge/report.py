@@ -14,7 +14,7 @@ from edge.errors import ResourceError
 from edge.journal import open_for_reading
 from edge.messages import Verdict, View, decode
 from edge.paths import calibration_path, journal_path
-from edge.place import Place
+from edge.place.geometry import Place
 from edge.plan import plan_line
 from edge.recording import RecordedTruth, Recording
 from edge.settings import Recipe

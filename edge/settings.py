@@ -16,8 +16,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from edge.actuators.settings import Actuator, MatchByWeb
-from edge.place_settings import Locate, Validity, locate_sha256
-from edge.recording_settings import RecordingSettings
+from edge.place.settings import Locate, Validity, locate_sha256
+from edge.recorder.settings import RecordingSettings
 from edge.section import Name, Region, Section
 from edge.sources.camera_settings import CAMERA_KINDS, CameraSettings
 from edge.webs.settings import Web

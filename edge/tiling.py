@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.errors import RecipeError
-from edge.place import Box, Place, enclosing, flat, transformed, warp
+from edge.place.geometry import Box, Place, enclosing, flat, transformed, warp
 
 __all__ = [
     "Box",

@@ -10,12 +10,12 @@ import numpy as np
 
 from edge.ledger import view_of
 from edge.messages import Trigger, Verdict, ViewResult
-from edge.open_recording import Frame
-from edge.recorder import Recorder
+from edge.recorder.open_recording import Frame
+from edge.recorder.retention import Place, RollFolder
+from edge.recorder.rolls import Bounds
+from edge.recorder.settings import RecordingSettings
+from edge.recorder.writing import Recorder
 from edge.recording import RecordedFrame, Recording
-from edge.recording_settings import RecordingSettings
-from edge.retention import Place, RollFolder
-from edge.rolls import Bounds
 from edge.verdict import Decision
 
 __all__ = ["MIB", "SIDE", "Feed", "image_of", "numbers", "quickly", "record_into", "verdict_of"]

@@ -11,8 +11,8 @@ import pytest
 
 from calib.datasets import find_categories, load_mask
 from edge.errors import MasklineError, SourceError
-from edge.export import export_images
-from edge.export_video import export_video
+from edge.export.images import export_images
+from edge.export.video import export_video
 from edge.messages import Verdict, View, ViewResult
 from edge.recipes import load_recipe
 from edge.recording import RecordedTruth, RecordingWriter

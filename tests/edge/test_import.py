@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edge.errors import SourceError
-from edge.export import export_images
+from edge.export.images import export_images
 from edge.import_files import import_files
 from edge.recording import RecordedFrame, RecordedTrigger, Recording
 from edge.sources import Image

@@ -25,9 +25,9 @@ from edge import tiling as t
 from edge.detector import Detector, open_detectors
 from edge.errors import CalibrationError, RecipeError
 from edge.judge import Judge, Judgement
-from edge.locate import Located, make_locator
 from edge.paths import calibration_path, make_private
-from edge.place import Place, boxes_to_region, warp
+from edge.place.geometry import Place, boxes_to_region, warp
+from edge.place.locate import Located, make_locator
 from edge.plan import StationPlan, plan_line, plan_station
 from edge.prepare import prepare_view
 from edge.recipes import load_recipe

@@ -20,10 +20,10 @@ from edge.messages import FrameRef, Trigger, ViewResult
 from edge.plan import plan_line, record_slots
 from edge.processes import PREPARE, RECORD, capture
 from edge.recipes import load_recipe
-from edge.record import Record, lost_with_an_earlier_one
-from edge.record_slots import RecordTrouble
+from edge.recorder.process import Record, lost_with_an_earlier_one
+from edge.recorder.settings import RecordingSettings
+from edge.recorder.slots import RecordTrouble
 from edge.recording import RecordedFrame, Recording
-from edge.recording_settings import RecordingSettings
 from edge.settings import Recipe, scoring_sha256
 from edge.slab import Slab
 from edge.sources import Exposed, Triggered

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import edge.record_sources
-from edge.errors import ResourceError, SourceError
+import edge.recorder.sources
+from edge.errors import RecipeError, ResourceError, SourceError
 from edge.marker import Marker, read
 from edge.recipes import load_recipe
-from edge.record_sources import record_sources
+from edge.recorder.sources import record_sources
 from edge.recording import RecordedFrame, RecordedRefusal, RecordedTrigger, Recording
 from edge.sources import Ended, Exposed, Triggered
 from edge.sources.truth import truth_is_bad
@@ -95,7 +95,7 @@ def test_a_source_that_cannot_be_read_ends_it(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_ends_it_with_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(edge.record_sources, "_KEEP_FREE_BYTES", 1 << 20)
+    monkeypatch.setattr(edge.recorder.sources, "_KEEP_FREE_BYTES", 1 << 20)
     with loop_disk(tmp_path, 8) as disk:
         recipe = marker_recipe(tmp_path, parts=None, mode="lossless", extra="[recording]\nencoding = 'raw'")
         out = disk / "out.mcap"
@@ -131,22 +131,34 @@ def test_a_camera_that_is_gone_is_looked_for_and_refusals_are_recorded(
     ]
     asked = []
 
-    def open_source(station: object, start_ns: int, first_number: int) -> Camera:
-        asked.append(first_number)
+    def open_source(station: object, start_ns: int, first_number: int, alone: bool, astray: bool) -> Camera:
+        asked.append((first_number, alone, astray))
         return Camera(opened.pop(0))
 
-    monkeypatch.setattr(edge.record_sources, "open_source", open_source)
-    monkeypatch.setattr(edge.record_sources, "RETRY_S", (0.01, 0.02))
+    monkeypatch.setattr(edge.recorder.sources, "open_source", open_source)
+    monkeypatch.setattr(edge.recorder.sources, "RETRY_S", (0.01, 0.02))
     out = tmp_path / "out.mcap"
     recipe = load_recipe(marker_recipe(tmp_path))
     monkeypatch.setattr("edge.settings.Source.is_camera", True)
     record_sources(recipe, out, threading.Event())
-    assert asked == [0, 1, 1]
+    assert asked == [(0, True, False), (1, True, False), (1, True, False)]
     inputs = list(Recording(out).inputs("s0"))
     assert [(e.number, e.reason) for e in inputs if isinstance(e, RecordedRefusal)] == [(1, Reason.BAD_IMAGE)]
     assert [(e.number, e.height) for e in inputs if isinstance(e, RecordedFrame)] == [(0, 224), (2, 100)]
 
 
-def marker_image() -> np.ndarray:
+def test_whatever_else_a_source_raises_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that dies without a word would look like a source that has ended."""
 
+    def open_source(*_: object) -> Camera:
+        raise RecipeError("the camera has no feature Gainn")
+
+    monkeypatch.setattr(edge.recorder.sources, "open_source", open_source)
+    recipe = load_recipe(marker_recipe(tmp_path))
+    monkeypatch.setattr("edge.settings.Source.is_camera", True)
+    with pytest.raises(RecipeError, match="no feature Gainn"):
+        record_sources(recipe, tmp_path / "out.mcap", threading.Event())
+
+
+def marker_image() -> np.ndarray:
     return np.full((224, 224, 1), 9, np.uint8)

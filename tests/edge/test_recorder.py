@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from recorder_helpers import MIB, numbers, record_into
 
-import edge.recorder
-from edge.open_recording import END
-from edge.record_slots import RecordTrouble
+import edge.recorder.writing
+from edge.recorder.open_recording import END
+from edge.recorder.retention import OneFile, RollFolder
+from edge.recorder.rolls import Bounds
+from edge.recorder.slots import RecordTrouble
 from edge.recording import RecordedTrigger, Recording
-from edge.retention import OneFile, RollFolder
-from edge.rolls import Bounds
 from edge.testing import wait_until
 from edge.verdict import Decision
 from tests.disks import fill, loop_disk
@@ -96,7 +96,7 @@ def test_files_are_rolled_by_time(tmp_path: Path) -> None:
 
 def test_a_chunk_that_waits_for_more_is_closed_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a slow line a crash must not cost all that has gathered in an hour."""
-    monkeypatch.setattr("edge.open_recording.FLUSH_S", 0.05)
+    monkeypatch.setattr("edge.recorder.open_recording.FLUSH_S", 0.05)
     recorder, feed = record_into(tmp_path)
     feed.parts(2)
     wait_until(lambda: recorder.counts.frames == 2)  # nothing else comes
@@ -109,8 +109,8 @@ def test_a_chunk_that_waits_for_more_is_closed_soon(tmp_path: Path, monkeypatch:
 def test_a_chunk_is_closed_soon_also_when_there_is_no_idle_moment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edge.open_recording.FLUSH_S", 0.05)
-    monkeypatch.setattr("edge.recorder._IDLE_S", 1)
+    monkeypatch.setattr("edge.recorder.open_recording.FLUSH_S", 0.05)
+    monkeypatch.setattr("edge.recorder.writing._IDLE_S", 1)
     recorder, feed = record_into(tmp_path)
     wait_until(lambda: feed.parts(1) or recorder.counts.frames > 0)
     assert feed.next < 14, "before a chunk was full"
@@ -125,7 +125,7 @@ def test_a_disk_that_hangs_delays_nobody_and_what_is_lost_is_counted(
             assert moves.wait(60)
             return super().next_path(start_ns)
 
-    monkeypatch.setattr(edge.recorder, "QUEUE_ITEMS", 8)
+    monkeypatch.setattr(edge.recorder.writing, "QUEUE_ITEMS", 8)
     moves = threading.Event()
     recorder, feed = record_into(tmp_path, Hangs(tmp_path, "line", Bounds(MIB, 10 * MIB, MIB), 0))
     for _ in range(5):
@@ -145,7 +145,7 @@ def test_a_disk_that_hangs_delays_nobody_and_what_is_lost_is_counted(
 def test_a_full_disk_stops_it_with_a_word_and_it_goes_on_when_there_is_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(edge.recorder, "RETRY_S", 0.1)
+    monkeypatch.setattr(edge.recorder.writing, "RETRY_S", 0.1)
     with loop_disk(tmp_path, 16) as disk:
         folder = disk / "rolls"
         place = RollFolder(folder, "line", Bounds(100 * MIB, 300 * MIB, MIB), 2 * MIB)
@@ -202,7 +202,7 @@ def test_a_number_that_comes_again_is_left_out_and_counted(tmp_path: Path) -> No
 
 
 def test_one_file_is_never_rolled_and_never_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(edge.recorder, "RETRY_S", 0.0)
+    monkeypatch.setattr(edge.recorder.writing, "RETRY_S", 0.0)
     path = tmp_path / "one.mcap"
     recorder, feed = record_into(tmp_path, OneFile(path, 0), roll_mib=1, roll_s=1)
     feed.parts(20)

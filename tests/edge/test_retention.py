@@ -10,10 +10,10 @@ import pytest
 from mcap.exceptions import InvalidMagic
 from recorder_helpers import MIB, Feed, numbers, quickly, record_into
 
-from edge.recorder import Recorder
+from edge.recorder.retention import RollFolder, cut
+from edge.recorder.rolls import Bounds, find_rolls, marked_path
+from edge.recorder.writing import Recorder
 from edge.recording import RecordedTrigger, Recording
-from edge.retention import RollFolder, cut
-from edge.rolls import Bounds, find_rolls, marked_path
 from edge.verdict import Decision
 from tests.disks import fill, loop_disk
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.rolls import Bounds, Marks, Roll, Stretch, beyond, find_rolls, marked_path, roll_path
+from edge.recorder.rolls import Bounds, Marks, Roll, Stretch, beyond, find_rolls, marked_path, roll_path
 
 times = st.integers(0, 1000)
 stretches = st.lists(st.tuples(times, times).map(lambda s: (min(s), max(s))), max_size=12)

@@ -20,9 +20,9 @@ from edge.errors import SourceError
 from edge.judge import Judge, provenance
 from edge.ledger import view_of
 from edge.messages import ViewResult
-from edge.place import Box, Place
+from edge.place.geometry import Box, Place
+from edge.place.scale import MAX_SPREAD, measure_scale
 from edge.plan import plan_station
-from edge.scale import MAX_SPREAD, measure_scale
 from edge.settings import Station, scoring_sha256
 from edge.verdict import Decision
 from engines.bundle import Score, SsimL1Map

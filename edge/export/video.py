@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.errors import MasklineError, SourceError
-from edge.export_parts import Progress, RecordedView, Recordings, StationParts, folder_made_whole
+from edge.export.parts import Progress, RecordedView, Recordings, StationParts, folder_made_whole
 from edge.sources import Image
 from edge.sources.images import BadImageError
 from edge.verdict import Decision

@@ -13,13 +13,13 @@ from collections.abc import Mapping
 from edge import __version__
 from edge.journal import boot_id
 from edge.messages import FrameRef, Heartbeat, Trigger, Verdict, ViewResult
-from edge.open_recording import Frame
 from edge.plan import record_slots
-from edge.record_slots import RecordTrouble, recording_counters
-from edge.recorder import Counts, Recorder
-from edge.recording_settings import RecordingSettings
-from edge.retention import RollFolder
-from edge.rolls import Bounds
+from edge.recorder.open_recording import Frame
+from edge.recorder.retention import RollFolder
+from edge.recorder.rolls import Bounds
+from edge.recorder.settings import RecordingSettings
+from edge.recorder.slots import RecordTrouble, recording_counters
+from edge.recorder.writing import Counts, Recorder
 from edge.settings import Recipe
 from edge.slab import Orphans
 from edge.verdicts import Gap, Subscriber

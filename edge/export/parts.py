@@ -14,7 +14,7 @@ from pathlib import Path
 
 from edge.errors import SourceError
 from edge.messages import Boxes, View, ViewResult
-from edge.open_recording import END
+from edge.recorder.open_recording import END
 from edge.recording import RecordedFrame, RecordedTrigger, RecordedTruth, Recording
 from edge.sources import Image
 from edge.sources.images import BadImageError, quiet_opencv

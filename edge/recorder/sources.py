@@ -16,13 +16,13 @@ import structlog
 
 from edge.errors import ResourceError, SourceError
 from edge.messages import Trigger, ViewResult
-from edge.open_recording import Frame
-from edge.record import about_recipe
-from edge.record_slots import RecordTrouble
-from edge.recorder import Counts, Recorder
-from edge.recording_settings import RecordingSettings
-from edge.retention import OneFile, Place, RollFolder
-from edge.rolls import Bounds
+from edge.recorder.open_recording import Frame
+from edge.recorder.process import about_recipe
+from edge.recorder.retention import OneFile, Place, RollFolder
+from edge.recorder.rolls import Bounds
+from edge.recorder.settings import RecordingSettings
+from edge.recorder.slots import RecordTrouble
+from edge.recorder.writing import Counts, Recorder
 from edge.settings import Mode, Recipe, Station
 from edge.sources import Ended, Exposed, Image, Triggered, open_source
 from edge.verdict import Decision, Reason
@@ -39,7 +39,8 @@ _KEEP_FREE_BYTES = 64 << 20
 def record_sources(recipe: Recipe, out: Path, stop: threading.Event) -> str:
     """Record until every source has ended or `stop` is set; what came of it, in words.
 
-    Raises SourceError for a source that cannot be read, ResourceError when the recording had to stop.
+    Raises SourceError for a source that cannot be read, RecipeError for a camera that refuses what the recipe asks of
+    it, ResourceError when the recording had to stop.
     """
     settings = recipe.recording or RecordingSettings()
     recorder = Recorder(
@@ -50,7 +51,8 @@ def record_sources(recipe: Recipe, out: Path, stop: threading.Event) -> str:
         at_end=lambda counts: _counted(taps, counts),
     )
     start_ns = time.monotonic_ns()
-    taps = [_Tap(station, recorder, settings.slots, start_ns, stop) for station in recipe.stations]
+    alone = {s.name: len(recipe.lane_views(s.lane)) == 1 for s in recipe.stations}
+    taps = [_Tap(s, recorder, settings.slots, start_ns, stop, alone[s.name]) for s in recipe.stations]
     recorder.start()
     for tap in taps:
         tap.start()
@@ -80,10 +82,20 @@ def _place(out: Path, recipe: Recipe, settings: RecordingSettings) -> Place:
 class _Tap(threading.Thread):
     """Reads one source to its end."""
 
-    def __init__(self, station: Station, recorder: Recorder, slots: int, start_ns: int, stop: threading.Event) -> None:
+    def __init__(
+        self,
+        station: Station,
+        recorder: Recorder,
+        slots: int,
+        start_ns: int,
+        stop: threading.Event,
+        alone: bool,
+    ) -> None:
+        """`alone`: no other station sees the parts of its lane."""
         super().__init__(name=f"tap.{station.name}", daemon=True)
         self.station, self.dropped, self.next_number = station, 0, 0
-        self.error: SourceError | None = None
+        self.error: Exception | None = None
+        self._alone = alone
         self._recorder, self._start_ns, self._stop_asked = recorder, start_ns, stop
         self._at_ns = 0
         self._buffers: queue.SimpleQueue[Image] = queue.SimpleQueue()
@@ -99,8 +111,8 @@ class _Tap(threading.Thread):
             try:
                 self._read()
                 return
-            except SourceError as error:
-                if not self.station.source.is_camera:
+            except Exception as error:  # whatever it is: a thread that dies without a word would look like the end
+                if not (isinstance(error, SourceError) and self.station.source.is_camera):
                     self.error = error
                     return
                 structlog.get_logger().warning("source_gone", station=self.station.name, error=str(error))
@@ -108,7 +120,8 @@ class _Tap(threading.Thread):
             self._stop_asked.wait(wait_s)
 
     def _read(self) -> None:
-        source = open_source(self.station, self._start_ns, self.next_number)
+        astray = not self._alone and self.next_number > 0
+        source = open_source(self.station, self._start_ns, self.next_number, self._alone, astray)
         try:
             while not self._stop_asked.is_set():
                 event = source.poll(POLL_S)

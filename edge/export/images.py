@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from edge.errors import SourceError
-from edge.export_parts import Progress, RecordedView, Recordings, StationParts, folder_made_whole, safe_name
+from edge.export.parts import Progress, RecordedView, Recordings, StationParts, folder_made_whole, safe_name
 from edge.recording import RecordedTruth
 from edge.recording.frames import encode_frame
 from edge.sources import Image

@@ -20,8 +20,8 @@ from mcap.records import ChunkIndex, Message
 from mcap.stream_reader import StreamReader, breakup_chunk
 from mcap.writer import CompressionType, Writer
 
+from edge.recorder.rolls import Bounds, Marks, Roll, Stretch, beyond, find_rolls, marked_path, roll_path
 from edge.recording.format import METADATA
-from edge.rolls import Bounds, Marks, Roll, Stretch, beyond, find_rolls, marked_path, roll_path
 
 __all__ = ["OneFile", "Place", "RollFolder", "cut"]
 

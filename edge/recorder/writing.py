@@ -21,10 +21,10 @@ import structlog
 
 from edge.errors import SourceError
 from edge.messages import Trigger, Verdict
-from edge.open_recording import Frame, Item, OpenRecording
-from edge.record_slots import RecordTrouble
-from edge.recording_settings import RecordingSettings
-from edge.retention import Place
+from edge.recorder.open_recording import Frame, Item, OpenRecording
+from edge.recorder.retention import Place
+from edge.recorder.settings import RecordingSettings
+from edge.recorder.slots import RecordTrouble
 from edge.verdict import Decision
 
 __all__ = ["Counts", "Recorder"]

@@ -1,4 +1,4 @@
-"""Where the part lies in a frame: by its edge (`edge.locate_edge`) or by a template (`edge.locate_template`).
+"""Where the part lies in a frame: by its edge (`edge.place.by_edge`) or by a template (`edge.place.by_template`).
 
 Pure functions on arrays. Both answer with a `Place`, rounded to what they can tell and more, so that the numbers in a
 verdict are those that the tiles were cut with.
@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.errors import RecipeError
-from edge.place import Box, Place
-from edge.place_settings import EdgeLocate, Locate
+from edge.place.geometry import Box, Place
+from edge.place.settings import EdgeLocate, Locate
 from edge.section import Region
 from edge.settings import Station
 from edge.verdict import Reason
@@ -106,11 +106,11 @@ def _made(locate: Locate, region: Region, expected: tuple[int, int, int], bit_de
     where, full_scale = _box(region, expected), float((1 << bit_depth) - 1)
     finder: Finder
     if isinstance(locate, EdgeLocate):
-        from edge.locate_edge import EdgeFinder
+        from edge.place.by_edge import EdgeFinder
 
         finder = EdgeFinder(reference, locate, where, search, full_scale)
     else:
-        from edge.locate_template import TemplateFinder
+        from edge.place.by_template import TemplateFinder
 
         finder = TemplateFinder(reference, locate, where, search, full_scale)
     itself = finder.find(reference)

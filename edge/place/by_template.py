@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.errors import RecipeError
-from edge.locate import Located
-from edge.locate_pictures import Grey, shrunk
-from edge.place import Box, Place
-from edge.place_settings import TemplateLocate
+from edge.place.geometry import Box, Place
+from edge.place.locate import Located
+from edge.place.pictures import Grey, shrunk
+from edge.place.settings import TemplateLocate
 from edge.verdict import Reason
 
 __all__ = ["TemplateFinder"]

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edge.messages import Trigger, Verdict, ViewResult
+from edge.recorder.settings import RecordingSettings
 from edge.recording import RecordingWriter
-from edge.recording_settings import RecordingSettings
 from edge.sources import Image
 
 __all__ = ["END", "Frame", "Item", "OpenRecording"]

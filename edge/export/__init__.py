@@ -1,0 +1,1 @@
+"""Recordings for others to look at: folders of images, and videos."""
