@@ -197,9 +197,7 @@ class Worker:
         `wait_ms`: how long this turn may wait for a frame. `held`: the slots of all frames that came in earlier turns
         and were neither passed on nor released. Stale descriptors are dropped, orphaned slots released.
         """
-        # In replays nothing is ever late, and on a box with more to do than cores two of us may take long to connect.
-        patience_ns = max(Orphans.patience_ns, self.recipe.deadline.deadline_ms * 1_000_000 // 20)
-        orphans = Orphans(self.slab, self.process.index, patience_ns)
+        orphans = Orphans(self.slab, self.process.index, _patience_ns(self.recipe.deadline.deadline_ms))
         next_sweep_ns = 0
         while not self.stopping:
             self.beat()
@@ -237,6 +235,12 @@ class Worker:
 
     def _endpoint(self, process: str) -> str:
         return f"ipc://{self.runtime_dir}/{process}"
+
+
+def _patience_ns(deadline_ms: int) -> int:
+    """How long a descriptor may be on its way before its slot counts as orphaned. In a replay nothing is ever late, and
+    on a box with more to do than cores two processes may take seconds to find each other."""
+    return max(1_000_000_000, deadline_ms * 1_000_000 // 20)
 
 
 def start_command(name: str) -> list[str]:

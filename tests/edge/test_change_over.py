@@ -91,7 +91,7 @@ def test_parts_that_cannot_be_finished_are_said_to_be_of_the_change_over(tmp_pat
             path.read_text().replace('"marker" }', '"null" }').replace('bundle = "marker"', 'bundle = "null"')
         )
         calibrate_marker(path, state)
-    slow = {"MASKLINE__ENGINE__NULL_DELAY_MS": "5000", "MASKLINE__DEADLINE__DRAIN_MS": "100"}
+    slow = {"MASKLINE__ENGINE__NULL_DELAY_MS": "60000", "MASKLINE__DEADLINE__DRAIN_MS": "100"}
     with RunningLine(bottle, state, runtime_dir, **slow) as line, Listener(line.endpoint) as heard:
         wait_until(lambda: bool(heard.beats) and heard.beats[-1].open > 3, UP_WITHIN_S)
         done = use(can, runtime_dir)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import signal
 import subprocess
@@ -21,7 +20,7 @@ from edge.messages import MAX_MESSAGE_BYTES, FrameRef, Trigger, encode
 from edge.paths import calibration_path
 from edge.plan import plan_line
 from edge.processes import capture
-from edge.slab import Orphans, Slab, State
+from edge.slab import Slab, State
 from edge.worker import Worker
 
 Start = Callable[[str], Worker]
@@ -106,7 +105,7 @@ def test_a_slot_whose_descriptor_was_lost_comes_back(start: Start) -> None:
 
 
 def test_frames_that_are_kept_waiting_are_no_orphans(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(edge.worker, "Orphans", functools.partial(Orphans, patience_ns=0))
+    monkeypatch.setattr(edge.worker, "_patience_ns", lambda deadline_ms: 0)
     source, detect = start(CAPTURE), start("prepare")
     frame = expose(source, 0)
     assert next(detect.turns(lambda: 10_000, set)) == [frame]
