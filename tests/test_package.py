@@ -140,7 +140,7 @@ def test_a_module_that_shadows_ours_is_named(tmp_path: Path) -> None:
 def test_a_package_that_overwrote_ours_is_noticed(wheel: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
-    (tmp_path / "site/edge/cli.py").unlink()
+    (tmp_path / "site/edge/cli/__init__.py").unlink()
     done = python(RUN_MASKLINE, "--help", cwd=tmp_path, path=tmp_path / "site")
     assert done.returncode == 78
     assert "the installation is damaged" in done.stderr

@@ -14,7 +14,7 @@ import pytest
 from gate_helpers import good, hand_gate, recipe
 
 from edge.capture import Capture
-from edge.cli_record import record_with
+from edge.cli.record import record_with
 from edge.errors import RecipeError
 from edge.messages import FrameRef, Trigger, ViewResult
 from edge.plan import plan_line, record_slots

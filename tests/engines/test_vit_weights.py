@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from edge.cli_networks import fit
+from edge.cli.networks import fit
 from edge.errors import MasklineError
 from engines import fit as fitting
 from engines.anovit import AnoVit

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.cli_fleet import recording_paths, require_one
+from edge.cli.fleet import recording_paths, require_one
 from edge.errors import MasklineError
 from edge.replay.compare import Outcome, compare
 from edge.replay.fleet import TRIES, Lost, Row, State, ThisBox, row_of, run_fleet

@@ -66,7 +66,7 @@ def replay(
     With --recipe or --calibration and without --compare it says which parts would change side, and writes a report.
     """
     from edge.bench import write_json
-    from edge.cli_fleet import recording_paths, replay_fleet, require_one
+    from edge.cli.fleet import recording_paths, replay_fleet, require_one
     from edge.errors import MasklineError
     from edge.replay.differences import long_text
     from edge.replay.run import ReplayOptions

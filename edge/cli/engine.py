@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from edge.cli_networks import import_checkpoint
+from edge.cli.networks import import_checkpoint
 from edge.errors import EngineError
 
 if TYPE_CHECKING:

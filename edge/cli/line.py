@@ -1,87 +1,20 @@
-"""The command line: `maskline COMMAND`. Thin: every command calls one function that a program could call too."""
+"""The commands about one line: check, calibrate, run, watch, report, and the simulations. Thin, as `edge.cli` is."""
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from edge import __version__
-from edge.bench import Budget
-from edge.cli_actuate import actuate
-from edge.cli_actuate import actuators as actuator_commands
-from edge.cli_audit import audit
-from edge.cli_compare import bootstrap, compare
-from edge.cli_engine import engine as engine_commands
-from edge.cli_export import export, import_files
-from edge.cli_journal import journal
-from edge.cli_keys import keys
-from edge.cli_networks import engines, fit
-from edge.cli_recipe import recipe as recipe_commands
-from edge.cli_record import record, record_with
-from edge.cli_recordings import recover
-from edge.cli_replay import replay
-from edge.cli_roll import roll
-from edge.cli_scale import scale
+from edge.cli.arguments import RecipeArgument, StateDir
+from edge.cli.record import record_with
 from edge.errors import MasklineError
 
-__all__ = ["app", "main"]
-
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Watches a camera inspection line and answers for every part, in time: PASS, REJECT or UNINSPECTED.",
-)
-
-app.add_typer(actuator_commands, name="actuators")
-app.add_typer(engine_commands, name="engine")
-app.add_typer(journal, name="journal")
-app.add_typer(keys, name="keys")
-app.add_typer(recipe_commands, name="recipe")
-app.command()(actuate)
-app.command()(audit)
-app.command()(compare)
-app.command()(bootstrap)
-app.command()(engines)
-app.command()(fit)
-app.command()(record)
-app.command()(replay)
-app.command()(roll)
-app.command()(scale)
-app.command()(export)
-app.command()(recover)
-app.command("import")(import_files)
-
-RecipeArgument = Annotated[
-    str, typer.Argument(help="A recipe: a TOML file, or the name of one that ships.", metavar="RECIPE")
-]
-StateDir = Annotated[
-    Path | None, typer.Option(help="Journal, calibration and pictures; default ~/.local/state/maskline/LINE.")
-]
+__all__ = ["calibrate", "check", "demo", "report", "run", "simulate", "watch"]
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"maskline {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
-    ] = False,
-) -> None: ...
-
-
-@app.command()
 def check(recipe: RecipeArgument) -> None:
     """Check a recipe: print it as it is resolved, and its hash; or say which field is wrong (exit code 78)."""
     from edge.plan import plan_line
@@ -105,7 +38,6 @@ def check(recipe: RecipeArgument) -> None:
     console.print(f"sha256 {resolved.sha256}")
 
 
-@app.command()
 def run(
     recipe: RecipeArgument,
     state_dir: StateDir = None,
@@ -142,7 +74,6 @@ def _state(line: str, chosen: Path | None) -> Path:
     return chosen or state_dir(line)
 
 
-@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Recordings, journal, pictures and report go here.")] = Path("out/demo"),
     parts: Annotated[
@@ -155,7 +86,6 @@ def demo(
     run_demo(out, Console(soft_wrap=True), parts)
 
 
-@app.command()
 def simulate(
     out: Annotated[Path, typer.Argument(help="The recording to write, .mcap.")],
     texture: Annotated[list[str], typer.Option(help="STATION=PHOTOGRAPH (brick, grass, gravel); repeatable.")],
@@ -188,7 +118,6 @@ def simulate(
     )
 
 
-@app.command()
 def calibrate(
     recipe: RecipeArgument,
     good: Annotated[
@@ -212,7 +141,6 @@ def calibrate(
     Console(soft_wrap=True).print(f"Calibration: {path}")
 
 
-@app.command()
 def watch(
     endpoint: Annotated[
         str, typer.Argument(help="A line on this machine by its name, or an endpoint such as tcp://HOST:PORT.")
@@ -241,7 +169,6 @@ def watch(
         raise typer.Exit(0) from None
 
 
-@app.command()
 def report(
     recipe: RecipeArgument,
     out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
@@ -257,64 +184,3 @@ def report(
     collected = collect_run(_state(load_recipe(recipe).line, state_dir), truth, run)
     write_report(collected, out)
     Console(soft_wrap=True).print(f"{summarise(collected.parts)}\nReport: {out}")
-
-
-@app.command()
-def bench(
-    name: Annotated[
-        str, typer.Argument(help="transport, pipeline, memory, engine, cascade, gate, record, replay, faults, or all.")
-    ] = "all",
-    json_path: Annotated[
-        Path | None, typer.Option("--json", help="Also write the figures here, as one flat object.")
-    ] = None,
-    rounds: Annotated[
-        int | None, typer.Option(min=1, help="How many, in a bench that has rounds: faults, gate; default: its own.")
-    ] = None,
-) -> None:
-    """Measure this machine: a table for people, --json for programs. Exit code 1 when a budget does not hold."""
-    from edge.bench import BENCHES, machine, write_json
-
-    if name not in (*BENCHES, "all"):
-        raise MasklineError(f"bench {name!r}: there is no such bench; there are: {', '.join(BENCHES)}, all")
-    console = Console(soft_wrap=True)
-    console.print(f"machine: {machine()}")
-    figures: dict[str, float] = {}
-    broken = []
-    for bench_name in BENCHES if name == "all" else [name]:
-        module = importlib.import_module(f"edge.bench.{bench_name}")
-        takes_rounds = rounds is not None and "rounds" in inspect.signature(module.run).parameters
-        with console.status(bench_name) as status:
-            found = module.run(
-                progress=lambda text, n=bench_name: status.update(f"{n}: {text}"),
-                **({"rounds": rounds} if takes_rounds else {}),
-            )
-        broken += _print_figures(console, BENCHES[bench_name], found, module.BUDGETS)
-        figures |= found
-    if json_path:
-        write_json(json_path, figures)
-    if broken:
-        raise MasklineError(f"over budget: {', '.join(broken)}")
-
-
-def _print_figures(console: Console, title: str, figures: dict[str, float], budgets: dict[str, Budget]) -> list[str]:
-    """Print one bench's table; returns the figures that break their budget."""
-    table = Table("figure", "value", "budget", title=title, title_justify="left")
-    broken = [key for key, budget in budgets.items() if key in figures and not budget.holds(figures[key])]
-    for key, value in figures.items():
-        style = "red" if key in broken else "green" if key in budgets else ""
-        table.add_row(key, f"{value:.4g}", str(budgets.get(key, "")), style=style)
-    console.print(table)
-    return broken
-
-
-def main() -> None:
-    """Entry point of the command: a user's mistake ends in one message and an exit code, never in a traceback."""
-    try:
-        app()
-    except MasklineError as error:
-        print(f"maskline: {error}", file=sys.stderr)  # noqa: T201 - the one place that speaks to the user's terminal
-        sys.exit(error.exit_code)
-
-
-if __name__ == "__main__":
-    main()

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from edge.cli.arguments import RecipeArgument, StateDir
+
 if TYPE_CHECKING:
     from edge.settings import Recipe
 
@@ -17,10 +19,8 @@ __all__ = ["actuate", "actuators"]
 
 actuators = typer.Typer(no_args_is_help=True, help="What the running actuators do, and what a person may tell them.")
 
-RecipeArgument = Annotated[str, typer.Argument(help="The line's recipe.", metavar="RECIPE")]
 NameArgument = Annotated[str, typer.Argument(help="Of the actuator.", metavar="NAME")]
 Why = Annotated[str, typer.Option(help="For the audit trail.")]
-StateDir = Annotated[Path | None, typer.Option(help="The line's state; default ~/.local/state/maskline/LINE.")]
 
 
 def actuate(

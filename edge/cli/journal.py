@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from edge.cli.arguments import StateDir
 from edge.errors import LineBusyError, MasklineError
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ JournalArgument = Annotated[
     str,
     typer.Argument(help="A recipe: its line's journal; or the file of a journal or a segment.", metavar="RECIPE|FILE"),
 ]
-StateDir = Annotated[Path | None, typer.Option(help="Of the line; default ~/.local/state/maskline/LINE.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON lines with all fields.")]
 Since = Annotated[str | None, typer.Option(help="2026-11-22T10:00Z; without Z or an offset: local time.")]
 Until = Annotated[str | None, typer.Option(help="Before this time.")]

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edge.cli.arguments import RecipeArgument, StateDir
+
 if TYPE_CHECKING:
     from edge.keys import Keyring
 
@@ -14,9 +16,7 @@ __all__ = ["keys"]
 
 keys = typer.Typer(no_args_is_help=True, help="Say which boxes may listen to a line over TCP; nobody may by default.")
 
-RecipeArgument = Annotated[str, typer.Argument(help="The line's recipe.", metavar="RECIPE")]
 NameArgument = Annotated[str, typer.Argument(help="What the client is called from now on.", metavar="NAME")]
-StateDir = Annotated[Path | None, typer.Option(help="The line's state; default ~/.local/state/maskline/LINE.")]
 
 
 @keys.command()
