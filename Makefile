@@ -34,7 +34,7 @@ demo: $(VENV)/.installed
 	@$(BIN)/maskline demo $(DEMO)
 
 test: $(VENV)/.installed-$(EXTRAS)
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TESTS)
+	@$(BIN)/python -m pytest -n 2 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 lint: $(VENV)/.installed-$(EXTRAS)
 	@$(BIN)/ruff check .

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
+from edge.parent import die_with_parent
+
+if parent := os.environ.get("MASKLINE_SUPERVISOR_PID"):
+    die_with_parent(int(parent))  # before the seconds that imports may take
+
 from edge.worker import main
 
 main()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["Name", "Region", "Section"]
+__all__ = ["Name", "Region", "Section", "sha256_of"]
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,30}$")]
 
@@ -24,3 +26,8 @@ class Region(Section):
     y_px: int = Field(ge=0)
     width_px: int = Field(ge=1)
     height_px: int = Field(ge=1)
+
+
+def sha256_of(value: object) -> str:
+    """Hash of what JSON can say, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,13 +1,12 @@
 """What every process of the line stands on: its place in the slab, its sockets, its heartbeat, its end.
 
 `python -m edge NAME` is how the supervisor starts a process of the table. A worker dies with the supervisor
-(PR_SET_PDEATHSIG), reads the resolved recipe from the runtime directory and never from the user's file, and says in its
+(`edge.parent`), reads the resolved recipe from the runtime directory and never from the user's file, and says in its
 row of the slab when it is ready and when it last turned its loop.
 """
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import importlib
 import os
@@ -32,7 +31,7 @@ from edge.processes import BUILD, CHANNEL, GATE, RECORD, Process, capture
 from edge.settings import Recipe
 from edge.slab import Ending, EngineState, Orphans, Slab, State
 
-__all__ = ["IDLE_MS", "Worker", "die_with_parent", "start_command"]
+__all__ = ["IDLE_MS", "Worker", "start_command"]
 
 IDLE_MS = 100
 """An idle loop turns this often, to say that it lives."""
@@ -43,7 +42,6 @@ QUEUE_MESSAGES = 10_000
 RECEIVE_AT_ONCE = 1_000
 
 _SEE_NO_PIXELS = (GATE, BUILD, CHANNEL)
-_PR_SET_PDEATHSIG = 1
 
 
 class Worker:
@@ -248,19 +246,11 @@ def start_command(name: str) -> list[str]:
     return [sys.executable, "-m", "edge", name]
 
 
-def die_with_parent(parent_pid: int) -> None:
-    """Have this process killed when the thread that started it ends, or end it now where that happened already."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:  # it died before the call
-        sys.exit(0)
-
-
 def main() -> None:
     """Run one process of the table; its environment comes from the supervisor."""
     if len(sys.argv) != 2 or "MASKLINE_SUPERVISOR_PID" not in os.environ:
         sys.exit("maskline: the supervisor starts this; people start a line with `maskline run RECIPE`")
     name = sys.argv[1]
-    die_with_parent(int(os.environ["MASKLINE_SUPERVISOR_PID"]))
     configure_logs(name)
     log = structlog.get_logger()
     runtime_dir = Path(os.environ["MASKLINE_LINE_RUNTIME_DIR"])

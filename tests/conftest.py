@@ -37,6 +37,11 @@ def pytest_configure() -> None:
     hypothesis.settings.load_profile("maskline")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole lines first: a worker that began with one of them at the end would keep the others waiting."""
+    items.sort(key=lambda item: item.get_closest_marker("line") is None)
+
+
 class _Module(pytest.Module):
     """A test module that is skipped, and says why, where the extra `train` is not installed."""
 

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edge.worker import die_with_parent
+from edge.parent import die_with_parent
 
 __all__ = ["Isolated", "LostError"]
 

@@ -37,7 +37,7 @@ def die_once(recording: Path) -> Row:
 
 def leave_a_child(recording: Path) -> Row:
     """Starts a process that dies with this one, as a line's do, says which, and never ends."""
-    code = f"from edge.worker import die_with_parent; die_with_parent({os.getpid()})\nimport time; time.sleep(1000)"
+    code = f"from edge.parent import die_with_parent; die_with_parent({os.getpid()})\nimport time; time.sleep(1000)"
     child = subprocess.Popen([sys.executable, "-c", code])
     recording.write_text(str(child.pid))
     child.wait()

@@ -28,7 +28,7 @@ from edge.sources.marker import MarkerFeed
 from edge.testing import calibrate_by_hand
 from edge.verdict import Decision, Reason
 from tests.replay.make import RECORDING
-from tests.replay.test_compare import verdict
+from tests.replay.test_replay_compare import verdict
 from tests.support import marker_recipe
 
 UTC_NS, MONOTONIC_NS = 1_800_000_000_000_000_000, 77_000_000_000
