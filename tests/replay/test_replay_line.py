@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
@@ -117,7 +116,7 @@ def test_a_replay_that_is_stopped_says_so(recorded: Path) -> None:
 
     def interrupt(*_: object) -> None:
         if signals:
-            os.kill(os.getpid(), signals.pop())
+            signal.raise_signal(signals.pop())
 
     with pytest.raises(ReplayError, match=r"stopped after \d+ of 24 parts"):
         replay_recording(recorded, ReplayOptions(), progress=interrupt)
