@@ -24,7 +24,7 @@ from edge.validity import sharpness
 from edge.verdict import Decision, Reason
 from edge.worker import Worker
 
-__all__ = ["Judge", "Judgement", "provenance", "run"]
+__all__ = ["Judge", "Judgement", "provenance", "run", "view_result"]
 
 
 @dataclass(frozen=True)
@@ -145,13 +145,9 @@ def run(worker: Worker) -> None:
         _answer(worker, frame, judgement, calibration_sha256)
 
 
-def _answer(worker: Worker, frame: FrameRef, judgement: Judgement, calibration: str) -> None:
-    """Send the result to the gate; then let the archive have the slot if its pictures are wanted, or release it."""
-    keep = _keeps(worker, frame, judgement.decision)
-    frame = replace(
-        frame, decision=judgement.decision, reason=judgement.reason, stamps=[*frame.stamps, time.monotonic_ns()]
-    )
-    result = ViewResult(
+def view_result(frame: FrameRef, judgement: Judgement, calibration: str, picture: str = "") -> ViewResult:
+    """The answer for a view; `calibration`: its hash, `picture`: where its images are kept, if they are."""
+    return ViewResult(
         station=frame.station,
         number=frame.number,
         at_ns=frame.at_ns,
@@ -161,7 +157,7 @@ def _answer(worker: Worker, frame: FrameRef, judgement: Judgement, calibration: 
         threshold=judgement.threshold,
         boxes=judgement.boxes or [],
         witness=frame.witness,
-        picture=picture_path(worker.slab.server_id, frame.station, frame.number) if keep else "",
+        picture=picture,
         engine=frame.engine,
         calibration=calibration,
         stamps=frame.stamps,
@@ -169,6 +165,16 @@ def _answer(worker: Worker, frame: FrameRef, judgement: Judgement, calibration: 
         place=frame.place,
         areas_px=judgement.areas_px or [],
     )
+
+
+def _answer(worker: Worker, frame: FrameRef, judgement: Judgement, calibration: str) -> None:
+    """Send the result to the gate; then let the archive have the slot if its pictures are wanted, or release it."""
+    keep = _keeps(worker, frame, judgement.decision)
+    frame = replace(
+        frame, decision=judgement.decision, reason=judgement.reason, stamps=[*frame.stamps, time.monotonic_ns()]
+    )
+    picture = picture_path(worker.slab.server_id, frame.station, frame.number) if keep else ""
+    result = view_result(frame, judgement, calibration, picture)
     worker.send(GATE, result)
     worker.record(result)
     if keep:

@@ -10,9 +10,9 @@ from calib.calibration import Calibration, load_calibration
 from calib.report_data import ReportPart, ReportRun, ReportStation, ReportView, Truth
 from edge.archive import map_full_scale
 from edge.bench import machine
-from edge.errors import ResourceError
 from edge.journal import open_for_reading
-from edge.messages import Verdict, View, decode
+from edge.journal.runs import find_run, read_verdicts
+from edge.messages import Verdict, View
 from edge.paths import calibration_path, journal_path
 from edge.place.geometry import Place
 from edge.plan import plan_line
@@ -33,23 +33,16 @@ def collect_run(state_dir: Path, truth: Path | None = None, run: int | None = No
     path = journal_path(state_dir)
     db = open_for_reading(path)
     try:
-        where, arguments = ("WHERE run = ?", (run,)) if run is not None else ("", ())
-        found = db.execute(
-            f"SELECT run, started_utc_ns, recipe FROM runs {where} ORDER BY run DESC", arguments
-        ).fetchone()
-        if found is None:
-            raise ResourceError(f"{path}: no run {'' if run is None else run} in this journal; it has never run")
-        run, started_utc_ns, recipe_json = found
-        rows = db.execute("SELECT payload FROM verdicts WHERE run = ? ORDER BY seq", (run,)).fetchall()
+        found = find_run(db, path, run)
+        verdicts = read_verdicts(db, found.number)
     finally:
         db.close()
-    recipe = Recipe.model_validate_json(recipe_json)
-    verdicts: list[Verdict] = [decode(row[0], Verdict) for row in rows]
+    recipe = Recipe.model_validate_json(found.recipe)
     truths = _truths(truth, recipe) if truth else {}
     begin_ns = min((v.trigger_ns for v in verdicts), default=0)
     return ReportRun(
         line=recipe.line,
-        started_utc=datetime.fromtimestamp(started_utc_ns / 1e9, timezone.utc).isoformat(timespec="seconds"),
+        started_utc=datetime.fromtimestamp(found.started_utc_ns / 1e9, timezone.utc).isoformat(timespec="seconds"),
         simulated=recipe.simulated,
         facts=_facts(recipe, verdicts),
         stations=_stations(recipe, load_calibration(calibration_path(state_dir, recipe.name))),

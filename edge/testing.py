@@ -13,8 +13,9 @@ from pathlib import Path
 from calib.calibration import Calibration, LevelsSeen, StationCalibration, save_calibration
 from edge.detector import open_detectors
 from edge.journal import open_for_reading
+from edge.journal.runs import read_verdicts
 from edge.judge import provenance
-from edge.messages import Verdict, decode
+from edge.messages import Verdict
 from edge.paths import calibration_path, journal_path, make_private, verdict_endpoint
 from edge.plan import plan_line
 from edge.recipes import load_recipe
@@ -114,7 +115,7 @@ def journal_verdicts(state_dir: Path) -> list[Verdict]:
     """Every verdict in the journal of a line, by seq."""
     db = open_for_reading(journal_path(state_dir))
     try:
-        return [decode(row[0], Verdict) for row in db.execute("SELECT payload FROM verdicts ORDER BY seq")]
+        return read_verdicts(db)
     finally:
         db.close()
 

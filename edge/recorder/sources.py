@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import structlog
 
+from edge.backoff import Backoff
 from edge.errors import ResourceError, SourceError
 from edge.messages import Trigger, ViewResult
 from edge.recorder.open_recording import Frame
@@ -31,8 +32,6 @@ __all__ = ["record_sources"]
 
 POLL_S = 0.1
 FINISH_S = 600.0
-RETRY_S = (0.5, 30.0)
-"""A camera that is gone is looked for again after so long, at first and at most."""
 _KEEP_FREE_BYTES = 64 << 20
 
 
@@ -105,7 +104,7 @@ class _Tap(threading.Thread):
 
     def run(self) -> None:
         """Read it; a camera that is gone is looked for until it is back, anything else that fails ends this."""
-        wait_s = RETRY_S[0]
+        away = Backoff()
         while not self._stop_asked.is_set():
             before = self.next_number
             try:
@@ -116,8 +115,9 @@ class _Tap(threading.Thread):
                     self.error = error
                     return
                 structlog.get_logger().warning("source_gone", station=self.station.name, error=str(error))
-            wait_s = RETRY_S[0] if self.next_number > before else min(2 * wait_s, RETRY_S[1])
-            self._stop_asked.wait(wait_s)
+            if self.next_number > before:
+                away = Backoff()
+            self._stop_asked.wait(away.failed(time.monotonic(), 0.0))
 
     def _read(self) -> None:
         astray = not self._alone and self.next_number > 0

@@ -12,6 +12,7 @@ import os
 import socket
 import sys
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -108,7 +109,7 @@ class OnRay:
 
 def _connect(address: str) -> ModuleType:
     try:
-        import ray
+        ray: ModuleType = import_module("ray")
     except ImportError as error:
         raise ClusterError("--ray needs Ray: pip install 'maskline[ray]'") from error
     _knock(address)

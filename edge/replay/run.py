@@ -19,8 +19,9 @@ from typing import Literal
 from calib.calibration import Calibration, save_calibration
 from edge.errors import ResourceError
 from edge.journal import open_for_reading
+from edge.journal.runs import read_verdicts
 from edge.logs import configure_logs
-from edge.messages import Verdict, decode
+from edge.messages import Verdict
 from edge.paths import calibration_path, journal_path, make_private
 from edge.processes import JUDGE, process_table
 from edge.recording import Recording
@@ -180,7 +181,7 @@ def _run(ready: SetUp, state: Path, progress: Progress | None) -> list[Verdict]:
     with tempfile.TemporaryDirectory(prefix="maskline-") as sockets:
         supervisor = Supervisor(recipe, Path(sockets) / "line", state)
         supervisor.run(on_tick=_teller(supervisor, ready.survey.views(recipe), progress) if progress else None)
-    verdicts = list(_verdicts(state))
+    verdicts = _verdicts(state)
     if len(verdicts) < parts:
         raise ReplayError(f"the replay was stopped after {len(verdicts)} of {parts} parts")
     return verdicts
@@ -191,12 +192,11 @@ def _teller(supervisor: Supervisor, total: int, progress: Progress) -> Callable[
     return lambda: progress(int(row["done"]), total)
 
 
-def _verdicts(state: Path) -> Iterator[Verdict]:
+def _verdicts(state: Path) -> list[Verdict]:
     if not journal_path(state).is_file():  # stopped before its gate was up
-        return
+        return []
     with closing(open_for_reading(journal_path(state))) as db:
-        for (payload,) in db.execute("SELECT payload FROM verdicts ORDER BY seq"):
-            yield decode(payload, Verdict)
+        return read_verdicts(db)
 
 
 @contextmanager

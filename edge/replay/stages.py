@@ -10,8 +10,8 @@ import numpy as np
 
 from calib.calibration import Calibration
 from edge.detector import Detector
-from edge.judge import Judge, Judgement
-from edge.messages import ViewResult
+from edge.judge import Judge, Judgement, view_result
+from edge.messages import FrameRef, ViewResult
 from edge.plan import StationPlan
 from edge.prepare import prepare_view
 from edge.recording import Recording
@@ -87,19 +87,11 @@ class Stages:
                 found.place,
                 rows_before,
             )
-        return ViewResult(
-            station=self.plan.station.name,
-            number=number,
-            at_ns=0,
-            decision=said.decision,
-            reason=said.reason,
-            score=said.score,
-            threshold=said.threshold,
-            boxes=said.boxes or [],
-            witness=witness,
-            engine=self._detector.info,
-            calibration=self._calibration,
+        frame = FrameRef(
+            *(self.plan.station.name, number, 0, 0, 0, []),
             rows_before=rows_before,
             place=list(found.place or ()),
-            areas_px=said.areas_px or [],
+            engine=self._detector.info,
+            witness=witness,
         )
+        return view_result(frame, said, self._calibration)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from edge.errors import RecipeError, ResourceError
 from edge.journal import open_for_reading
+from edge.journal.runs import find_run
 from edge.journal.select import Selection, pages
 from edge.messages import Verdict, decode
 from edge.settings import Recipe, Station
@@ -45,7 +46,8 @@ def read_roll(
     not there yet is not inspected. Raises ResourceError without such a run or frames, RecipeError without such a web.
     """
     with contextlib.closing(open_for_reading(path)) as db:
-        run, recipe = _run(db, path, run)
+        found = find_run(db, path, run)
+        run, recipe = found.number, Recipe.model_validate_json(found.recipe)
         chosen = _station(recipe, station)
         span = (run, chosen.name, since_ns or 0, (1 << 63) - 1 if until_ns is None else until_ns)
         triggers = db.execute(f"SELECT number, count FROM triggers WHERE {_BETWEEN} ORDER BY number", span).fetchall()
@@ -54,14 +56,6 @@ def read_roll(
         counts = dict(triggers)
         looks = _looks(db, chosen, run, counts)
     return Roll(run, chosen, recipe.simulated, [looks.get(n) or Look(n, counts[n], reason=OPEN) for n in counts])
-
-
-def _run(db: sqlite3.Connection, path: Path, run: int | None) -> tuple[int, Recipe]:
-    where, arguments = ("", ()) if run is None else ("WHERE run = ?", (run,))
-    found = db.execute(f"SELECT run, recipe FROM runs {where} ORDER BY run DESC LIMIT 1", arguments).fetchone()
-    if found is None:
-        raise ResourceError(f"{path}: no run {'' if run is None else run} in this journal; it has never run")
-    return found[0], Recipe.model_validate_json(found[1])
 
 
 def _station(recipe: Recipe, name: str | None) -> Station:

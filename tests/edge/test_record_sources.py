@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import edge.backoff
 import edge.recorder.sources
 from edge.errors import RecipeError, ResourceError, SourceError
 from edge.marker import Marker, read
@@ -136,7 +137,7 @@ def test_a_camera_that_is_gone_is_looked_for_and_refusals_are_recorded(
         return Camera(opened.pop(0))
 
     monkeypatch.setattr(edge.recorder.sources, "open_source", open_source)
-    monkeypatch.setattr(edge.recorder.sources, "RETRY_S", (0.01, 0.02))
+    monkeypatch.setattr(edge.backoff, "FIRST_S", 0.01)
     out = tmp_path / "out.mcap"
     recipe = load_recipe(marker_recipe(tmp_path))
     monkeypatch.setattr("edge.settings.Source.is_camera", True)
