@@ -9,8 +9,9 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from calib.calibration import Calibration, LevelsSeen, StationCalibration, save_calibration
+from calib.calibration import Calibration, LevelsSeen, Provenance, StationCalibration, save_calibration
 from edge.detector import open_detectors
 from edge.journal import open_for_reading
 from edge.journal.runs import read_verdicts
@@ -21,7 +22,27 @@ from edge.plan import plan_line
 from edge.recipes import load_recipe
 from edge.settings import Recipe
 
-__all__ = ["RunningLine", "calibrate_by_hand", "journal_verdicts", "wait_until"]
+__all__ = ["RunningLine", "calibrate_by_hand", "journal_verdicts", "limits_by_hand", "wait_until"]
+
+
+def limits_by_hand(provenance: Provenance, **changes: Any) -> StationCalibration:
+    """Limits from nowhere. `changes`: fields of StationCalibration that matter to a test."""
+    usual: dict[str, Any] = {
+        "map_threshold": 0.5,
+        "map_quantile": 0.99,
+        "score_threshold": 0.5,
+        "parts_fit": 1,
+        "parts_held_out": 1,
+        "rejected_held_out": 0,
+        "target_false_reject_rate": 0.5,
+        "confidence": 0.5,
+        "false_reject_upper_bound": 1.0,
+        "extrapolated": False,
+        "score_quantiles": {},
+        "levels": LevelsSeen(mean_low=0.2, mean_high=0.8, contrast_low=0.0),
+        "statement": "made by hand: it promises nothing",
+    }
+    return StationCalibration(provenance=provenance, **usual | changes)
 
 
 def calibrate_by_hand(recipe: Recipe, state_dir: Path, *, score_threshold: float = 0.5) -> None:
@@ -29,22 +50,7 @@ def calibrate_by_hand(recipe: Recipe, state_dir: Path, *, score_threshold: float
     plan = plan_line(recipe)
     detectors = open_detectors(plan)
     stations = {
-        name: StationCalibration(
-            provenance=provenance(station, detectors[name].info),
-            map_threshold=0.5,
-            map_quantile=0.99,
-            score_threshold=score_threshold,
-            parts_fit=1,
-            parts_held_out=1,
-            rejected_held_out=0,
-            target_false_reject_rate=0.5,
-            confidence=0.5,
-            false_reject_upper_bound=1.0,
-            extrapolated=False,
-            score_quantiles={},
-            levels=LevelsSeen(mean_low=0.2, mean_high=0.8, contrast_low=0.0),
-            statement="made by hand: it promises nothing",
-        )
+        name: limits_by_hand(provenance(station, detectors[name].info), score_threshold=score_threshold)
         for name, station in plan.stations.items()
     }
     made = Calibration(

@@ -12,37 +12,21 @@ was taken off the belt, or one that the camera missed, costs the parts in flight
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from dataclasses import dataclass
 
 from edge.actuators.answers import Answers, Seen, Waiting
 from edge.actuators.driver import PartOutcome
+from edge.actuators.in_flight import Decided, InFlight, Now
 from edge.actuators.settings import Actuator, MatchByCount, MatchById, MatchByWeb
 from edge.messages import Verdict
 from edge.verdict import Decision
 
-__all__ = ["MAX_PARTS", "Decided", "Fifo", "Now"]
+__all__ = ["MAX_PARTS", "Fifo"]
 
 MAX_PARTS = 256
 """Parts between sensor and ejector. More are no parts: the sensor chatters while the belt stands."""
 _MS = 1_000_000
-
-
-@dataclass(frozen=True)
-class Now:
-    """This moment."""
-
-    ns: int  # monotonic clock
-    count: int | None = None  # of the encoder
-
-
-@dataclass(frozen=True)
-class Decided:
-    """What was decided about a part."""
-
-    outcome: PartOutcome
-    verdict: Verdict | None
-    late: bool  # there was something to do for it, and it was too late
 
 
 @dataclass
@@ -57,12 +41,13 @@ class _Part:
     late: bool = False  # too late to act for it
 
 
-class Fifo:
+class Fifo(InFlight):
     """The parts in flight of one ejector."""
 
     def __init__(self, actuator: Actuator, start_ns: int) -> None:
-        """What was triggered before `start_ns` is rejected: nobody knows what became of it meanwhile."""
-        self._lane, self._at_rest = actuator.lane, actuator.at_rest
+        """See InFlight."""
+        super().__init__(actuator.lane, start_ns)
+        self._at_rest = actuator.at_rest
         self._max_age_ns, self._min_age_ns = actuator.max_age_ms * _MS, actuator.min_age_ms * _MS
         timing = actuator.timing
         self._counts = timing.unit == "counts"
@@ -79,11 +64,7 @@ class Fifo:
         self._last_position: int | None = None  # of the sensor's newest edge
         self._peak: int | None = None  # of the encoder
         self._blind = False  # the encoder says nothing
-        self._line: tuple[str, str] | None = None  # epoch and boot id of the heartbeats
-        self._run = -1
         self._number: int | None = None  # of the part that was decided last, if it had one verdict
-        self._lost_ns = start_ns
-        self.counters: Counter[str] = Counter()
 
     @property
     def parts(self) -> int:
@@ -94,28 +75,6 @@ class Fifo:
     def full(self) -> bool:
         """Whether more edges came than parts can be."""
         return len(self._parts) >= MAX_PARTS
-
-    def line(self, epoch: str, boot_id: str, now_ns: int) -> None:
-        """Whose heartbeats arrive: verdicts of another epoch or boot are of another line, or of another life of it."""
-        if (epoch, boot_id) != self._line:
-            self._line, self._run = (epoch, boot_id), -1
-            self._answers.clear()
-            self.lose("another journal or boot", now_ns)
-
-    def hear(self, verdict: Verdict, trigger_ns: int | None, bound_ns: int, now_ns: int) -> None:
-        """Take a verdict. `trigger_ns`: its trigger by this box's clock, off by at most `bound_ns`; None: unknown."""
-        if verdict.lane != self._lane:
-            return
-        if (verdict.epoch, verdict.boot_id) != self._line or verdict.run < self._run:
-            self.counters["verdicts_of_another_run"] += 1
-            return
-        if verdict.run > self._run:
-            first, self._run = self._run < 0, verdict.run
-            self._answers.clear()
-            if not first:
-                self.lose("the line was started again", now_ns)
-        if not self._answers.add(Waiting(verdict, trigger_ns, bound_ns)):
-            self.counters["verdicts_sent_again"] += 1
 
     def sense(self, seen: Seen, now_ns: int) -> None:
         """A part is at the sensor."""
@@ -134,16 +93,6 @@ class Fifo:
             self.counters["overflow"] += 1
             return
         self._parts.append(part)
-
-    def lose(self, why: str, now_ns: int) -> None:
-        """Tracking is lost: whatever is in flight is rejected."""
-        self.counters["tracking_lost"] += 1
-        self.counters[f"tracking_lost.{why}"] += 1
-        self._lost_ns, self._number = max(self._lost_ns, now_ns), None
-        for part in self._parts:
-            if part.passes and not part.spoilt:
-                self.counters["revoked"] += 1
-            part.spoilt = part.spoilt or "tracking lost"
 
     def advance(self, now: Now, unable: str) -> list[Decided]:
         """Decide on every part that has reached the ejector. `unable`: why nothing may pass now; empty: it may."""
@@ -180,6 +129,19 @@ class Fifo:
         if self._counts:
             return None
         return min((self._end(p) if p.decided else self._start(p) for p in self._parts), default=None)
+
+    def _forget(self) -> None:
+        self._answers.clear()
+
+    def _take(self, verdict: Verdict, trigger_ns: int | None, bound_ns: int) -> bool:
+        return self._answers.add(Waiting(verdict, trigger_ns, bound_ns))
+
+    def _spoil(self) -> None:
+        self._number = None
+        for part in self._parts:
+            if part.passes and not part.spoilt:
+                self.counters["revoked"] += 1
+            part.spoilt = part.spoilt or "tracking lost"
 
     def _watch_encoder(self, now: Now) -> None:
         if not self._encoder:
@@ -246,12 +208,9 @@ class Fifo:
         verdict = answer.verdict
         if verdict.decision is not Decision.PASS:
             return verdict.reason.value if verdict.reason else verdict.decision.value.lower()
-        if verdict.late:
-            return "late"
-        if answer.trigger_ns is None:
-            return "clock"
-        if answer.trigger_ns - answer.bound_ns <= self._lost_ns:
-            return "tracking lost"
+        untimely = self._untimely(verdict, answer.trigger_ns, answer.bound_ns)
+        if untimely or answer.trigger_ns is None:
+            return untimely
         age_ns = now.ns - answer.trigger_ns
         if age_ns + answer.bound_ns > self._max_age_ns:
             return "too old"

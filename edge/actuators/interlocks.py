@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter, deque
 
 from edge.actuators.driver import Edge, Fault, Input
-from edge.actuators.fifo import Decided
+from edge.actuators.in_flight import Decided
 from edge.actuators.settings import Actuator
 
 __all__ = ["UNTRACKED", "Interlocks"]

@@ -1,8 +1,8 @@
 """The loop of one actuator: inputs and verdicts in, ejector and LINE-OK out.
 
-One turn: take what the driver and the channel have, let the Fifo decide, set the outputs, and only then write to disk.
-Whatever is wrong, nothing passes: `unable` says why, and LINE-OK stands still. It changes its level only in a turn in
-which everything was right, so a loop that hangs or dies stops it as well.
+One turn: take what the driver and the channel have, decide on what has reached the actuator, set the outputs, and only
+then write to disk. Whatever is wrong, nothing passes: `unable` says why, and LINE-OK stands still. It changes its level
+only in a turn in which everything was right, so a loop that hangs or dies stops it as well.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import structlog
 
 from edge.actuators.answers import Seen
 from edge.actuators.driver import Driver, DriverError, Edge, Fault, Input, Status
-from edge.actuators.fifo import Fifo, Now
+from edge.actuators.fifo import Fifo
+from edge.actuators.in_flight import InFlight, Now
 from edge.actuators.interlocks import Interlocks
 from edge.actuators.latch import Latch
 from edge.actuators.panel import Panel, Request
@@ -77,7 +78,7 @@ class Loop:
         self._holds = safe_state == "reject_all" or actuator.at_rest == "reject"
         self._log = structlog.get_logger().bind(actuator=actuator.name)
         now_ns = clock()
-        self.fifo: Fifo | WebMarker = WebMarker(actuator, webs, now_ns) if webs else Fifo(actuator, now_ns)
+        self.in_flight: InFlight = WebMarker(actuator, webs, now_ns) if webs else Fifo(actuator, now_ns)
         self.interlocks = Interlocks(actuator)
         self._beat: Heartbeat | None = None
         self._trouble = ""  # of the driver
@@ -98,18 +99,18 @@ class Loop:
         self._listen()
         now = Now(self._clock(), self._count())
         raised = []
-        if self._actuator.at_rest == "reject" and self._ejecting is False and self.fifo.overrun(now):
+        if self._actuator.at_rest == "reject" and self._ejecting is False and self.in_flight.overrun(now):
             self._log.warning("ejector_stayed_open")
             raised += self.interlocks.late()
         held = bool(self.unable)
         for edge in edges:
             raised += self._take(edge, now, held)
         self.unable = self._why_unable(now.ns)
-        for decided in self.fifo.advance(now, self.unable):
+        for decided in self.in_flight.advance(now, self.unable):
             raised += self.interlocks.decided(decided, now.ns)
             self._try(lambda d=decided: self._driver.tell(d.verdict, d.outcome))  # type: ignore[misc]
         raised += self.interlocks.advance(now.ns, held)
-        if self.fifo.full:
+        if self.in_flight.full:
             raised.append((Fault.TRACKING, "the sensor sees more parts than can be"))
         for fault, detail in raised:
             if self._latch.raise_fault(fault, detail):
@@ -124,8 +125,8 @@ class Loop:
         self._panel.hide()
 
     def _poll(self) -> list[Edge]:
-        now_ns, due_ns = self._clock(), self.fifo.next_ns()
-        wait_ms = WATCHING_MS if self.fifo.parts else IDLE_MS
+        now_ns, due_ns = self._clock(), self.in_flight.next_ns()
+        wait_ms = WATCHING_MS if self.in_flight.parts else IDLE_MS
         if due_ns is not None:
             wait_ms = max(0, min(IDLE_MS, (due_ns - now_ns) // _MS))
         try:
@@ -145,16 +146,16 @@ class Loop:
                 return
             now_ns = self._clock()
             if isinstance(event, Verdict):
-                self.fifo.hear(event, *self._trigger_ns(event, now_ns), now_ns)
+                self.in_flight.hear(event, *self._trigger_ns(event, now_ns), now_ns)
             elif isinstance(event, Heartbeat):
                 self._beat = event
-                self.fifo.line(event.epoch, event.boot_id, now_ns)
+                self.in_flight.line(event.epoch, event.boot_id, now_ns)
             elif isinstance(event, Silence):
                 self._beat = None
-                self.fifo.lose("silence", now_ns)
+                self.in_flight.lose("silence", now_ns)
                 self._log.warning("silence", for_ms=event.for_ms)
             elif isinstance(event, Gap | NewEpoch):
-                self.fifo.lose("verdicts are missing", now_ns)
+                self.in_flight.lose("verdicts are missing", now_ns)
                 self._log.warning("verdicts_missing", what=str(event))
             elif isinstance(event, Refused):
                 self._log.warning("channel_refused", why=event.why)
@@ -172,7 +173,7 @@ class Loop:
         if edge.input is Input.SENSOR:
             if edge.level:
                 count = edge.count if edge.count is not None else now.count
-                self.fifo.sense(Seen(edge.at_ns, count, edge.part_id), now.ns)
+                self.in_flight.sense(Seen(edge.at_ns, count, edge.part_id), now.ns)
             return []
         if edge.input is Input.COMMISSIONING:
             self._set_commissioning("the machine's switch" if edge.level else "", now.ns)
@@ -210,7 +211,7 @@ class Loop:
         if self._commissioning:
             wanted = rest is (now.ns >= self._firing_until_ns)
         else:
-            wanted = self.fifo.ejects(now) or (bool(self.unable) and self._holds)
+            wanted = self.in_flight.ejects(now) or (bool(self.unable) and self._holds)
         if wanted is not self._ejecting and self._try(lambda: self._driver.eject(wanted)):
             self._ejecting = wanted
         mode = self._actuator.commissioning
@@ -243,8 +244,8 @@ class Loop:
             trouble=self._trouble,
             faults=[{"fault": f.fault.name.lower(), "detail": f.detail} for f in self._latch.faults],
             commissioning=bool(self._commissioning),
-            parts=self.fifo.parts,
-            counters=dict(self.fifo.counters + self.interlocks.counters),
+            parts=self.in_flight.parts,
+            counters=dict(self.in_flight.counters + self.interlocks.counters),
         )
 
     def _obey(self, request: Request, now_ns: int) -> None:
@@ -270,7 +271,7 @@ class Loop:
             self._log.error("reset_refused", error=str(error))
             return str(error), True
         self.interlocks.reset()
-        self.fifo.lose("reset", now_ns)
+        self.in_flight.lose("reset", now_ns)
         names = ", ".join(f.fault.name.lower() for f in removed) or "nothing was latched"
         self._log.info("reset", who=who, why=why, faults=names)
         return f"reset: {names}", False
@@ -290,7 +291,7 @@ class Loop:
             if who:  # not without a record; leaving is safe in any case
                 return
         self._commissioning = who
-        self.fifo.lose("commissioning", now_ns)
+        self.in_flight.lose("commissioning", now_ns)
         self._log.warning("commissioning" if who else "production", who=who)
 
     def _count(self) -> int | None:
@@ -312,5 +313,5 @@ class Loop:
     def _fail(self, error: DriverError) -> None:
         if not self._trouble:
             self._log.error("driver", error=str(error))
-            self.fifo.lose("driver", self._clock())
+            self.in_flight.lose("driver", self._clock())
         self._trouble, self._ejecting = str(error), None

@@ -4,18 +4,18 @@ A web has no parts that a sensor could see: the encoder says what is under the m
 timely PASS is marked: the defects of a REJECT, where they are, and everything of which there is no verdict that counts.
 So nothing that goes wrong makes good web of bad; it makes marks. While the web stands there are none.
 
-Pure: what a loop does for an ejector (`edge.actuators.fifo.Fifo`), it does for a marker with the same calls.
+Pure: no clock, no socket, no hardware.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from edge.actuators.answers import Seen
 from edge.actuators.driver import PartOutcome
-from edge.actuators.fifo import Decided, Now
+from edge.actuators.in_flight import Decided, InFlight, Now
 from edge.actuators.settings import Actuator, MatchByWeb
 from edge.messages import Verdict, View
 from edge.scores import MAX_BOXES
@@ -46,28 +46,25 @@ class _Stretch:
     told: bool = False
 
 
-class WebMarker:
+class WebMarker(InFlight):
     """The web between the cameras of a lane and one marker."""
 
     def __init__(self, actuator: Actuator, webs: Mapping[str, WebGeometry], start_ns: int) -> None:
-        """`webs`: of the lane's stations. What was triggered before `start_ns` is marked."""
+        """`webs`: of the lane's stations. For `start_ns` see InFlight."""
         assert isinstance(actuator.match, MatchByWeb)
+        super().__init__(actuator.lane, start_ns)
         timing = actuator.timing
-        self._lane, self._webs = actuator.lane, webs
+        self._webs = webs
         self._away = actuator.match.distance_counts + timing.delay
         self._pulse, self._tolerance, self._apart = timing.pulse, timing.tolerance, timing.min_spacing
         self._max_age_ns = actuator.max_age_ms * 1_000_000
         self._stretches: deque[_Stretch] = deque(maxlen=MAX_STRETCHES)
         self._marks: list[tuple[float, float]] = []
-        self._line: tuple[str, str] | None = None  # epoch and boot id of the heartbeats
-        self._run = -1
-        self._lost_ns = start_ns
         self._suspects: deque[int] = deque(maxlen=64)  # frames whose lines passed while the encoder ran wrong
         self._uncounted: deque[int] = deque(maxlen=64)  # frames whose trigger has no count
         self._count: int | None = None  # of the encoder, as far as the web has come
         self._moved_ns = start_ns
         self._unable = "silence"
-        self.counters: Counter[str] = Counter()
 
     @property
     def parts(self) -> int:
@@ -79,55 +76,9 @@ class WebMarker:
         """Never: the web of what is forgotten is marked."""
         return False
 
-    def line(self, epoch: str, boot_id: str, now_ns: int) -> None:
-        """See `Fifo.line`."""
-        if (epoch, boot_id) != self._line:
-            self._line, self._run = (epoch, boot_id), -1
-            self.lose("another journal or boot", now_ns)
-
-    def hear(self, verdict: Verdict, trigger_ns: int | None, bound_ns: int, now_ns: int) -> None:
-        """See `Fifo.hear`."""
-        if verdict.lane != self._lane:
-            return
-        if (verdict.epoch, verdict.boot_id) != self._line or verdict.run < self._run:
-            self.counters["verdicts_of_another_run"] += 1
-            return
-        if verdict.run > self._run:
-            first, self._run = self._run < 0, verdict.run
-            self._suspects.clear()
-            self._uncounted.clear()
-            if not first:
-                self.lose("the line was started again", now_ns)
-        if any(s.verdict.part == verdict.part and s.verdict.run == verdict.run for s in self._stretches):
-            self.counters["verdicts_sent_again"] += 1
-            return
-        if verdict.reason is Reason.TRACKING:  # the encoder ran wrong while the lines of the frame before passed
-            self._suspect(verdict.part - 1)
-        if verdict.count is None:
-            self._uncounted.append(verdict.part)
-            if verdict.part in self._suspects:
-                self._suspect(verdict.part - 1)
-            self.counters["verdicts_without_count"] += 1
-            return
-        length = max(self._counts(web, web.frame_px) for web in self._webs.values())
-        doubt, judged = self._doubt(verdict, trigger_ns, bound_ns), self._judged(verdict.views, verdict.count)
-        self._stretches.append(
-            _Stretch(verdict, trigger_ns, bound_ns, verdict.count, verdict.count + length, judged, doubt)
-        )
-        for view in verdict.views:
-            self._mark(view, verdict.count)
-
     def sense(self, seen: Seen, now_ns: int) -> None:
         """A web has no sensor."""
         self.counters["sensed"] += 1
-
-    def lose(self, why: str, now_ns: int) -> None:
-        """Tracking is lost: all web between camera and marker is marked."""
-        self.counters["tracking_lost"] += 1
-        self.counters[f"tracking_lost.{why}"] += 1
-        self._lost_ns = max(self._lost_ns, now_ns)
-        for stretch in self._stretches:
-            stretch.doubt = stretch.doubt or "tracking lost"
 
     def advance(self, now: Now, unable: str) -> list[Decided]:
         """What has passed the marker, frame by frame. `unable`: why nothing is good now; empty: it may be."""
@@ -172,6 +123,34 @@ class WebMarker:
         """None: an encoder says when."""
         return None
 
+    def _forget(self) -> None:
+        self._suspects.clear()
+        self._uncounted.clear()
+
+    def _take(self, verdict: Verdict, trigger_ns: int | None, bound_ns: int) -> bool:
+        if any(s.verdict.part == verdict.part and s.verdict.run == verdict.run for s in self._stretches):
+            return False
+        if verdict.reason is Reason.TRACKING:  # the encoder ran wrong while the lines of the frame before passed
+            self._suspect(verdict.part - 1)
+        if verdict.count is None:
+            self._uncounted.append(verdict.part)
+            if verdict.part in self._suspects:
+                self._suspect(verdict.part - 1)
+            self.counters["verdicts_without_count"] += 1
+            return True
+        length = max(self._counts(web, web.frame_px) for web in self._webs.values())
+        doubt, judged = self._doubt(verdict, trigger_ns, bound_ns), self._judged(verdict.views, verdict.count)
+        self._stretches.append(
+            _Stretch(verdict, trigger_ns, bound_ns, verdict.count, verdict.count + length, judged, doubt)
+        )
+        for view in verdict.views:
+            self._mark(view, verdict.count)
+        return True
+
+    def _spoil(self) -> None:
+        for stretch in self._stretches:
+            stretch.doubt = stretch.doubt or "tracking lost"
+
     @property
     def _slack(self) -> float:
         """From one frame to the next there may be so many counts that belong to neither."""
@@ -207,12 +186,9 @@ class WebMarker:
             return verdict.reason.value if verdict.reason else "uninspected"
         if verdict.part in self._suspects:
             return "tracking"
-        if verdict.late:
-            return "late"
-        if trigger_ns is None:
-            return "clock"
-        if trigger_ns - bound_ns <= self._lost_ns:
-            return "tracking lost"
+        untimely = self._untimely(verdict, trigger_ns, bound_ns)
+        if untimely:
+            return untimely
         for view in verdict.views:
             if view.decision is Decision.UNINSPECTED:
                 return view.reason.value if view.reason else "uninspected"

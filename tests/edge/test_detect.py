@@ -12,7 +12,7 @@ import pytest
 from gate_helpers import recipe
 from structlog.testing import CapturingLogger
 
-from calib.calibration import Calibration, LevelsSeen, Provenance, StationCalibration
+from calib.calibration import Calibration, Provenance
 from edge import detect, detector
 from edge.detect import Serving
 from edge.errors import EXIT_STALE
@@ -21,6 +21,7 @@ from edge.plan import plan_line
 from edge.processes import DETECT
 from edge.settings import Recipe
 from edge.slab import Ending, Slab
+from edge.testing import limits_by_hand
 from edge.verdict import Reason
 from engines.backends import BackendInfo
 from engines.bundle import Bundle
@@ -256,22 +257,8 @@ def test_an_engine_that_fails_again_and_again_is_started_anew(open_line: Callabl
 
 
 def limits(name: str) -> Calibration:
-    station = StationCalibration(
-        provenance=Provenance.model_construct(),
-        map_threshold=0.1,
-        map_quantile=0.99,
-        score_threshold=0.4,
-        parts_fit=1,
-        parts_held_out=1,
-        rejected_held_out=0,
-        target_false_reject_rate=0.5,
-        confidence=0.5,
-        false_reject_upper_bound=1.0,
-        extrapolated=False,
-        score_quantiles={},
-        cascade_band=(-0.3, 0.3),
-        levels=LevelsSeen(mean_low=0, mean_high=1, contrast_low=0),
-        statement="",
+    station = limits_by_hand(
+        Provenance.model_construct(), map_threshold=0.1, score_threshold=0.4, cascade_band=(-0.3, 0.3)
     )
     return Calibration.model_construct(stations={name: station})
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from gate_helpers import good, hand_gate, recipe
+from worker_helpers import Start, processes_of
 
 from edge.capture import Capture
 from edge.cli.record import record_with
@@ -25,7 +24,6 @@ from edge.recorder.settings import RecordingSettings
 from edge.recorder.slots import RecordTrouble
 from edge.recording import RecordedFrame, Recording
 from edge.settings import Recipe, scoring_sha256
-from edge.slab import Slab
 from edge.sources import Exposed, Triggered
 from edge.testing import wait_until
 from edge.verdict import GateState, Reason
@@ -35,35 +33,12 @@ from tests.support import marker_recipe
 
 RECORDS = {"recording": {"slots": 2, "encoding": "raw"}}
 CAPTURE = capture("s0")
-Start = Callable[[str], Worker]
 
 
 def recording_recipe(**station: object) -> Recipe:
     plain = recipe(**RECORDS).model_dump(mode="json")
     plain["stations"][0] |= station
     return Recipe.model_validate(plain)
-
-
-@contextmanager
-def processes_of(recipe: Recipe, runtime_dir: Path, state_dir: Path) -> Iterator[Start]:
-    """Starts processes of a line, all of them in this one."""
-    handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
-    plan = plan_line(recipe)
-    slab = Slab.create(plan.layouts)
-    workers: list[Worker] = []
-
-    def make(name: str) -> Worker:
-        process = next(p for p in plan.processes if p.name == name)
-        workers.append(Worker(process, plan, slab, runtime_dir, state_dir))
-        workers[-1].inbox()
-        return workers[-1]
-
-    yield make
-    for worker in workers:
-        worker.zmq.destroy(linger=0)
-    slab.close()
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from calib.calibration import (
     Calibration,
-    LevelsSeen,
     Provenance,
     SharpnessSeen,
     StationCalibration,
@@ -28,6 +27,7 @@ from edge.plan import plan_station
 from edge.recipes import load_recipe
 from edge.recording import RecordingWriter
 from edge.settings import Frame, Recipe, Station
+from edge.testing import limits_by_hand
 from edge.validity import FrozenWatch, refuses_frozen, sharpness
 from edge.verdict import Decision, Reason
 from engines.bundle import Score, SsimL1Map
@@ -143,23 +143,7 @@ def test_colour_and_many_tiles_are_seen_alike() -> None:
 
 
 def calibration(plan: Any, seen: SharpnessSeen | None) -> StationCalibration:
-    return StationCalibration(
-        provenance=provenance(plan, ENGINE),
-        map_threshold=0.5,
-        map_quantile=0.99,
-        score_threshold=0.5,
-        parts_fit=1,
-        parts_held_out=1,
-        rejected_held_out=0,
-        target_false_reject_rate=0.5,
-        confidence=0.5,
-        false_reject_upper_bound=1.0,
-        extrapolated=False,
-        score_quantiles={},
-        levels=LevelsSeen(mean_low=0.2, mean_high=0.8, contrast_low=0.0),
-        sharpness=seen,
-        statement="",
-    )
+    return limits_by_hand(provenance(plan, ENGINE), sharpness=seen)
 
 
 def test_the_judge_says_it_against_the_calibrations_range() -> None:

@@ -7,46 +7,29 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import zmq
 from gate_helpers import recipe
+from worker_helpers import Start, processes_of
 
 import edge.worker
 from edge.errors import CalibrationError
 from edge.messages import MAX_MESSAGE_BYTES, FrameRef, Trigger, encode
 from edge.paths import calibration_path
-from edge.plan import plan_line
 from edge.processes import capture
-from edge.slab import Slab, State
+from edge.slab import State
 from edge.worker import Worker
 
-Start = Callable[[str], Worker]
 CAPTURE = capture("s0")
 
 
 @pytest.fixture
 def start(runtime_dir: Path, tmp_path: Path) -> Iterator[Start]:
-    """Starts processes of one line, all of them in this one."""
-    handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
-    plan = plan_line(recipe())
-    slab = Slab.create(plan.layouts)
-    workers: list[Worker] = []
-
-    def make(name: str) -> Worker:
-        process = next(p for p in plan.processes if p.name == name)
-        workers.append(Worker(process, plan, slab, runtime_dir, tmp_path))
-        workers[-1].inbox()
-        return workers[-1]
-
-    yield make
-    for worker in workers:
-        worker.zmq.destroy(linger=0)
-    slab.close()
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    with processes_of(recipe(), runtime_dir, tmp_path) as make:
+        yield make
 
 
 def counted(worker: Worker, counter: str) -> int:

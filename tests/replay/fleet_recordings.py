@@ -11,11 +11,12 @@ from pathlib import Path
 
 from edge.messages import Verdict
 from edge.recipes import load_recipe
-from edge.recording import RecordedTrigger, Recording, RecordingWriter
+from edge.recording import RecordedTrigger
 from edge.replay.fleet import Row, ThisBox, Work, replay_row, run_fleet
 from edge.replay.run import ReplayOptions
 from edge.testing import RunningLine, calibrate_by_hand
 from edge.verdict import Decision
+from tests.replay.recording_helpers import rewriting
 from tests.support import marker_recipe
 
 __all__ = ["PARTS", "Fleet", "descendants", "record_fleet", "replay_work"]
@@ -88,11 +89,7 @@ def _rewrite(
     source: Path, out: Path, *, change: Callable[[Verdict], Verdict] = lambda v: v, slower_by_ns: int = 0
 ) -> None:
     """A copy in which the line said something else, or each part came so much later after the one before."""
-    recording = Recording(source)
-    calibration = recording.calibration()
-    assert calibration is not None
-    with RecordingWriter(out, recording.metadata) as copy:
-        copy.calibration(calibration.to_bytes())
+    with rewriting(source, out) as (recording, copy):
         for station in recording.stations:
             for event in recording.events(station):
                 at_ns = event.at_ns + slower_by_ns * event.number

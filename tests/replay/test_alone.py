@@ -28,7 +28,8 @@ from edge.sources.marker import MarkerFeed
 from edge.testing import calibrate_by_hand
 from edge.verdict import Decision, Reason
 from tests.replay.make import RECORDING
-from tests.replay.test_replay_compare import verdict
+from tests.replay.recording_helpers import rewriting
+from tests.replay.verdict_helpers import verdict
 from tests.support import marker_recipe
 
 UTC_NS, MONOTONIC_NS = 1_800_000_000_000_000_000, 77_000_000_000
@@ -173,11 +174,7 @@ def _rewritten(
     also: Iterable[ViewResult] = (),
 ) -> Path:
     """A recording with other frames and results."""
-    recording = Recording(kept)
-    calibration = recording.calibration()
-    assert calibration is not None
-    with RecordingWriter(path, recording.metadata) as out:
-        out.calibration(calibration.to_bytes())
+    with rewriting(kept, path) as (recording, out):
         for station in recording.stations:
             for event in recording.events(station):
                 if isinstance(event, RecordedFrame):

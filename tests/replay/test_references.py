@@ -14,7 +14,7 @@ from edge.replay.compare import compare
 from edge.replay.outcome import outcome
 from edge.replay.references import References, ReferencesError, read_references, write_references
 from edge.verdict import Reason
-from tests.replay.test_replay_compare import ENGINE, refused, rejected, verdict, view
+from tests.replay.verdict_helpers import ENGINE, refused, rejected, verdict, view
 
 OUTCOMES = [
     outcome(verdict(0, view(score=0.1 + 0.2))),

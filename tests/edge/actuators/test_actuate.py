@@ -13,7 +13,11 @@ from pathlib import Path
 import pytest
 
 from edge.actuators.belt import BeltSettings, End
-from tests.conveyor_line import ACTUATOR, ConveyorLine, assert_nothing_escaped
+from edge.actuators.conveyor import Conveyor
+from edge.actuators.panel import read_status
+from edge.bench.conveyor_line import LINE
+from edge.settings import Frame
+from tests.conveyor_line import ACTUATOR, ConveyorLine, assert_nothing_escaped, conveyor_recipe
 
 pytestmark = [pytest.mark.line, pytest.mark.timeout(300)]
 
@@ -63,6 +67,39 @@ def test_other_ways_to_know_which_part_is_which(tmp_path: Path, runtime_dir: Pat
         passes_more(it, 10)
         it.line.stop()
     assert_nothing_escaped(it)
+
+
+def test_two_lanes_with_an_ejector_each(tmp_path: Path, runtime_dir: Path) -> None:
+    """One process serves both ejectors. What goes wrong on one belt costs the other nothing."""
+    settings, endpoint = BeltSettings(jitter_mm=0.0, seed=8), f"ipc://{runtime_dir}/second"
+    (tmp_path / "second").mkdir()
+    text = conveyor_recipe(tmp_path / "second", endpoint, settings).read_text()
+    text = text[text.index("[[stations]]") :].replace('"cam"', '"second"').replace(f'"{ACTUATOR}"', '"second"')
+    frame = Frame(width_px=224, height_px=224)
+    with Conveyor(endpoint, settings, frame) as second, ConveyorLine(tmp_path, runtime_dir, ENDLESS, extra=text) as it:
+
+        def pass_more() -> None:
+            before = [sum(p.end is End.GOOD for p in belt.truth()) for belt in (it.conveyor, second)]
+            for belt, parts in zip((it.conveyor, second), before, strict=True):
+                it.wait_for(lambda b=belt, n=parts: sum(p.end is End.GOOD for p in b.truth()) >= n + 4)
+
+        def lost(actuator: str) -> int:
+            status = read_status(runtime_dir / LINE, actuator) or {}
+            return int(status["counters"].get("tracking_lost", 0))
+
+        pass_more()
+        before = lost(ACTUATOR), lost("second")
+        second.slip(settings.spacing_mm * settings.counts_per_mm)
+        it.wait_for(lambda: lost("second") > before[1])
+        pass_more()
+        assert lost(ACTUATOR) == before[0]
+        it.actuator.kill()
+        it.wait_for(lambda: not it.conveyor.running and not second.running)
+        it.start_actuator()
+        pass_more()
+        it.line.stop()
+    assert_nothing_escaped(it)
+    assert_nothing_escaped(it, "second", second)
 
 
 def test_what_happens_on_the_belt(tmp_path: Path, runtime_dir: Path) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from edge.actuators.answers import Seen
-from edge.actuators.fifo import MAX_PARTS, Decided, Fifo, Now
+from edge.actuators.fifo import MAX_PARTS, Fifo
+from edge.actuators.in_flight import Decided, Now
 from edge.verdict import Decision, Reason
 from tests.edge.actuators.actuator_helpers import BOOT, EPOCH, actuator, verdict
 

@@ -15,7 +15,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edge.actuators.answers import Seen
-from edge.actuators.fifo import Fifo, Now
+from edge.actuators.fifo import Fifo
+from edge.actuators.in_flight import Now
 from edge.actuators.settings import Actuator
 from edge.messages import Verdict
 from edge.verdict import Decision

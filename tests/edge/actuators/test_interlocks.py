@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edge.actuators.driver import Edge, Fault, Input, PartOutcome
-from edge.actuators.fifo import Decided
+from edge.actuators.in_flight import Decided
 from edge.actuators.interlocks import Interlocks
 from edge.verdict import Decision
 from tests.edge.actuators.actuator_helpers import actuator

@@ -223,7 +223,7 @@ def test_a_gate_that_is_not_ready(bench: Bench, state: GateState) -> None:
 def test_verdicts_that_are_missing_cost_what_is_in_flight(bench: Bench) -> None:
     bench.hear(Gap(None, 3, 4))
     bench.turn()
-    assert bench.loop.fifo.counters["tracking_lost.verdicts are missing"] == 1
+    assert bench.loop.in_flight.counters["tracking_lost.verdicts are missing"] == 1
 
 
 def test_a_driver_that_fails_and_comes_back(bench: Bench) -> None:

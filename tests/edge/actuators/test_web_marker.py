@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.actuators.fifo import Decided, Now
+from edge.actuators.in_flight import Decided, Now
 from edge.actuators.settings import Actuator
 from edge.actuators.web_marker import WebMarker
 from edge.messages import View
