@@ -20,6 +20,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+import structlog
 
 _PR_SET_CHILD_SUBREAPER = 36
 _GRACE_S = 3.0
@@ -78,6 +79,14 @@ def _own_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tmp_path_facto
     monkeypatch.setenv("MASKLINE_RUNTIME_DIR", str(tmp_path / "runtime"))
     monkeypatch.setenv("MASKLINE_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.setenv("MASKLINE_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def _own_logs() -> Iterator[None]:
+    """A command that a test calls in this process sets up logging for all of it."""
+    yield
+    structlog.reset_defaults()
+    structlog.contextvars.clear_contextvars()
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -22,7 +24,7 @@ from engines.backends import open_backend
 from engines.backends.cache import EngineCache, Stored
 from engines.backends.manifest import network_sha256
 from engines.backends.openvino import OpenVinoBackend, compile_graph
-from engines.backends.openvino.compiling import network_graph
+from engines.backends.openvino.compiling import core, network_graph
 from engines.backends.verify import answers
 from engines.bundle import GRAPH, WEIGHTS, ZOO, Bundle, Manifest, load_bundle
 from engines.export import export_bundle
@@ -83,6 +85,33 @@ def flip(position: float) -> Callable[[Stored], None]:
     return damage
 
 
+OPENED_AND_CLOSED = """
+import signal, sys
+from pathlib import Path
+from engines.backends.cache import EngineCache
+from engines.backends.openvino import OpenVinoBackend
+from engines.bundle import load_bundle
+
+def opened():
+    backend = OpenVinoBackend(compiled=EngineCache(Path(sys.argv[2])))
+    backend.load(load_bundle(Path(sys.argv[1])), "x16", precision="f32", threads=1, batch=1)
+    return backend
+
+first, second = opened(), opened()
+del first
+del second
+signal.signal(signal.SIGTERM, lambda *_: print("heard"))
+signal.raise_signal(signal.SIGTERM)
+"""
+
+
+def test_a_signal_is_heard_after_engines_were_opened_and_closed(bundle: Bundle, tmp_path: Path) -> None:
+    """Each runtime of OpenVINO changes the stack that signals are handled on; in the wrong order that is fatal."""
+    command = [sys.executable, "-c", OPENED_AND_CLOSED, bundle.path, tmp_path]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, timeout=100)
+    assert (done.returncode, done.stdout) == (0, "heard\n")
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -114,7 +143,7 @@ def test_openvino_itself_runs_a_kept_model_with_damaged_weights(bundle: Bundle, 
     kept = [w.tobytes() for w in weights if w.dtype == np.float32 and w.size > 99 and w.tobytes() in model]
     for values in kept:
         model = model.replace(values, values[::-1])
-    request = openvino.Core().import_model(model, "CPU", {}).create_infer_request()
+    request = core().import_model(model, "CPU", {}).create_infer_request()
     request.infer([TILES[:1]])
     assert kept
     assert not np.allclose(request.get_output_tensor().data, expected[:1], atol=0.01), "which is why hashes are checked"
@@ -210,7 +239,7 @@ def test_shapes_are_static_and_batches_are_filled_up(bundle: Bundle, tmp_path: P
 
 
 def test_the_precision_that_was_asked_for_is_the_one_that_is_read_back(bundle: Bundle, tmp_path: Path) -> None:
-    has_bf16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    has_bf16 = "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     backend = OpenVinoBackend(compiled=EngineCache(tmp_path))
     for precision in ("f32", "bf16") if has_bf16 else ("f32",):
         for _ in range(2):  # compiled, and kept

@@ -25,7 +25,7 @@ from engines.backends import build_engine, open_backend
 from engines.backends.cache import EngineCache, Stored
 from engines.backends.manifest import Verification
 from engines.backends.openvino import OpenVinoBackend, instruction_set
-from engines.backends.openvino.compiling import key_of, layers, network_graph, static_model
+from engines.backends.openvino.compiling import core, key_of, layers, network_graph, static_model
 from engines.backends.openvino.int8 import build_for, from_bytes, quantise
 from engines.backends.verify import TOLERANCES, Samples, Tolerance, answers, reference, verify
 from engines.bundle import GRAPH, Bundle, Manifest, SmoothedMap, SsimL1Map
@@ -103,7 +103,7 @@ def static(bundle: Bundle, batch: int = 1) -> Any:
 
 def in_products(model: Any) -> Counter[str]:
     """How many products OpenVINO runs in which precision."""
-    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     kinds = ("FullyConnected", "MatMul", "Convolution", "Deconvolution")
     return Counter(precision for kind, precision in layers(compiled) if kind in kinds)
 

@@ -7,6 +7,7 @@ model, so that one file serves every plan and OpenVINO folds what depends on the
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import os
@@ -29,6 +30,7 @@ __all__ = [
     "COMPILED_BYTES",
     "compile_graph",
     "compile_kept",
+    "core",
     "cores_less_one",
     "effective_precision",
     "import_openvino",
@@ -70,13 +72,20 @@ def import_openvino() -> Any:
     return openvino
 
 
-def _core() -> Any:
+@functools.cache
+def core() -> Any:
+    """OpenVINO's runtime, one for the process.
+
+    Its CPU plugin takes the stack on which signals are handled from the one before it and gives that back at its end:
+    of two runtimes that end in the order in which they began, the second gives back one that is gone, and the next
+    signal, SIGTERM or Ctrl-C, kills the process.
+    """
     return import_openvino().Core()
 
 
 def require_precision(precision: str) -> None:
     """Raises RecipeError for a precision that this CPU does not have: OpenVINO would take another one silently."""
-    capabilities = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    capabilities = core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if PRECISIONS.get(precision) not in capabilities:
         here = ", ".join(p for p, c in PRECISIONS.items() if c in capabilities)
         raise RecipeError(f"precision {precision!r}: this CPU has {here}; change `precision` in the recipe")
@@ -90,7 +99,7 @@ def static_model(onnx: bytes | Path, constants: Constants, shape: tuple[int, ...
     import_openvino()
     from openvino import opset13
 
-    model = _core().read_model(onnx) if isinstance(onnx, Path) else _core().read_model(onnx, b"")
+    model = core().read_model(onnx) if isinstance(onnx, Path) else core().read_model(onnx, b"")
     for parameter in list(model.get_parameters()):
         values = constants.get(parameter.get_friendly_name())
         if values is not None:
@@ -112,7 +121,7 @@ def compile_graph(
     """
     require_precision(precision)
     model = static_model(onnx, constants, shape)
-    return _core().compile_model(model, "CPU", _properties(precision, threads or cores_less_one()))
+    return core().compile_model(model, "CPU", _properties(precision, threads or cores_less_one()))
 
 
 def compile_kept(key: EngineKey, name: str, make: Callable[[], Any], cache: EngineCache) -> Any:
@@ -125,11 +134,11 @@ def compile_kept(key: EngineKey, name: str, make: Callable[[], Any], cache: Engi
     properties = _properties(key.precision, key.threads)
     with contextlib.suppress(EngineError, RuntimeError):
         stored = cache.find(key)
-        compiled = _core().import_model(cache.read(stored), "CPU", properties)
+        compiled = core().import_model(cache.read(stored), "CPU", properties)
         cache.mark_used(stored)
         return compiled
     model = make()
-    compiled = _core().compile_model(model, "CPU", properties)
+    compiled = core().compile_model(model, "CPU", properties)
     if sum(op.get_byte_size() for op in model.get_ops() if op.get_type_name() == "Constant") <= COMPILED_BYTES // 2:
         _keep(compiled, key, name, cache)  # of what is larger no copy is made either
     return compiled

@@ -28,7 +28,7 @@ from edge.errors import EngineError, MasklineError, StaleEngineError
 from engines.backends import require_network, require_plan
 from engines.backends.cache import EngineCache, Stored
 from engines.backends.manifest import EngineKey, EngineManifest, Quantised, command
-from engines.backends.openvino.compiling import import_openvino, network_graph, static_model
+from engines.backends.openvino.compiling import core, import_openvino, network_graph, static_model
 from engines.bundle import Bundle
 from engines.graphs import MEASURING
 from engines.plans import plan_inputs
@@ -112,7 +112,7 @@ def quantise(model: Any, tiles: NDArray[np.uint8]) -> bytes:
 def from_bytes(data: bytes) -> Any:
     """The `openvino.Model` that `quantise` returned as bytes."""
     length = int.from_bytes(data[:8], "little")
-    return import_openvino().Core().read_model(data[8 : 8 + length], data[8 + length :])
+    return core().read_model(data[8 : 8 + length], data[8 + length :])
 
 
 def _to_bytes(model: Any) -> bytes:
