@@ -21,7 +21,7 @@ from edge import __version__
 from edge.anomaly import ErrorMapper
 from edge.errors import CalibrationError
 from edge.scores import view_score
-from edge.tiling import frame_levels
+from edge.tiling import Tiling, frame_levels
 from edge.validity import sharpness
 from engines.bundle import ErrorMap, Score
 
@@ -44,6 +44,8 @@ class GoodView:
     """The same by the first plan of a cascade."""
     ignore: NDArray[np.bool_] | None = None
     """bool [N, h, w]: pixels that are not judged."""
+    joined: Tiling | None = None
+    """See `StationPlan.joined`."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ class _Seen:
 
     def tile_scores(self, view: GoodView, reconstruction: NDArray[np.float32]) -> NDArray[np.float64]:
         maps = self.maps_of(view, reconstruction)
-        return view_score(maps, self.spec.score, self.map_threshold, view.ignore).tile_scores
+        return view_score(maps, self.spec.score, self.map_threshold, view.ignore, view.joined).tile_scores
 
 
 def fit_station(

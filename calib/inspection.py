@@ -115,7 +115,7 @@ class Inspector:
             if self._cheap is not None:
                 roughly = np.empty_like(repainted)
                 self._cheap.infer(cut.tiles, roughly)
-            yield GoodView(cut.tiles, repainted, roughly, cut.plan.prepare.ignore_tiles)
+            yield GoodView(cut.tiles, repainted, roughly, cut.plan.prepare.ignore_tiles, cut.plan.joined)
 
     def _detector(self, cut: _Cut) -> Detector:
         return Detector(cut.plan, self._exact, self._cheap)

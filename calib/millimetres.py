@@ -24,12 +24,18 @@ def where_words(view: ReportView, region: Box | None) -> list[str]:
     where = boxes_to_region(boxes, region, view.place) if region and view.place else boxes
     for (x, y, width, height), area_px in list(zip_longest(where, view.areas_px[: len(boxes)]))[:_SHOWN]:
         middle = (x + width / 2 - corner[0], y + height / 2 - corner[1])
-        in_px = _defect_words(area_px, (width, height), middle, 1.0, "px")
-        scale = view.scale_mm_per_px
+        in_px = _defect_words(area_px, (width, height), middle, (1.0, 1.0), "px")
+        scale = _scale(view)
         lines.append(f"{_defect_words(area_px, (width, height), middle, scale, 'mm')} ({in_px})" if scale else in_px)
     if len(boxes) > _SHOWN:
         lines.append(f"and {len(boxes) - _SHOWN} more")
     return lines
+
+
+def _scale(view: ReportView) -> tuple[float, float] | None:
+    """What a pixel measures in x and in y; lines of a web have a pitch of their own."""
+    across = view.scale_mm_per_px
+    return (across, view.mm_per_line or across) if across else None
 
 
 def _place_words(view: ReportView) -> str:
@@ -41,11 +47,15 @@ def _place_words(view: ReportView) -> str:
 
 
 def _defect_words(
-    area_px: float | None, size: tuple[float, float], middle: tuple[float, float], scale: float, unit: str
+    area_px: float | None,
+    size: tuple[float, float],
+    middle: tuple[float, float],
+    scale: tuple[float, float],
+    unit: str,
 ) -> str:
-    area = "" if area_px is None else f"{_number(area_px * scale**2)} {unit}\N{SUPERSCRIPT TWO} in "
-    width, height = (_number(side * scale) for side in size)
-    return f"{area}{width} x {height} {unit} at {_number(middle[0] * scale)}, {_number(middle[1] * scale)}"
+    area = "" if area_px is None else f"{_number(area_px * scale[0] * scale[1])} {unit}\N{SUPERSCRIPT TWO} in "
+    (width, x), (height, y) = ((_number(a * s), _number(b * s)) for a, b, s in zip(size, middle, scale, strict=True))
+    return f"{area}{width} x {height} {unit} at {x}, {y}"
 
 
 def _number(value: float) -> str:

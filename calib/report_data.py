@@ -48,6 +48,8 @@ class ReportView:
     place: Place | None = None
     """How the part lay, where it is located and was judged: the pictures show it as if it lay in its place."""
     scale_mm_per_px: float | None = None
+    mm_per_line: float | None = None
+    """Of a web: the scale along it, in y; the other one is that in x."""
 
 
 @dataclass(frozen=True)

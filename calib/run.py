@@ -99,4 +99,4 @@ def _views(station: StationPlan, good: GoodImages, detector: Detector, cheap: Ba
         detector.infer(tiles, repainted, None)
         if cheap is not None and roughly is not None:
             cheap.infer(tiles, roughly)
-        yield GoodView(tiles, repainted, roughly, station.ignored(rows_before))
+        yield GoodView(tiles, repainted, roughly, station.ignored(rows_before), station.joined)

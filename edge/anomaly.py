@@ -40,7 +40,8 @@ _LOWEST = float(np.finfo(np.float32).min)
 
 
 class NotFiniteError(ValueError):
-    """A reconstruction holds NaN or infinity. It must never become a score: every comparison with NaN is false."""
+    """A reconstruction, or its map, holds NaN or infinity. It must never become a score: every comparison with NaN
+    is false."""
 
 
 def _aligned_planes(count: int, height: int, width: int) -> list[Map]:
@@ -259,6 +260,8 @@ class ErrorMapper:
             if not math.isfinite(sum(cv2.sumElems(repainted))):
                 raise NotFiniteError(f"the reconstruction of tile {i} holds NaN or infinity")
             self._comparison.compare(tiles[i], repainted, self._error)
+            if not math.isfinite(cv2.sumElems(self._error)[0]):  # squares of 1e20 are no float32, and inf / inf is NaN
+                raise NotFiniteError(f"the error of tile {i} is not finite: its reconstruction is far beyond [0, 1]")
             if ignore is not None:
                 self._error[ignore[i]] = 0
             self._comparison.clean(self._error, out[i])

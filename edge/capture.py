@@ -82,12 +82,14 @@ class Capture:
     def on_frame(self, event: Exposed) -> None:
         """Put the frame into a slot and send it on its way, or say why it cannot be inspected."""
         self._owes_frame = False
+        seen = event.image  # at this trigger; None: nothing, or what was seen at an earlier one
         if event.image is None:
             self._refuse(event.number, event.reason or Reason.BAD_IMAGE, event.detail)
         elif (found := _shape(event.image)) != self._declared:
             self._refuse(event.number, Reason.WRONG_SIZE, f"{found}, the recipe says {self._declared}")
         elif self.frozen is not None and self.frozen.is_frozen(event.image):
             self._refuse(event.number, Reason.FROZEN_FRAME, "the same bytes as the frame before")
+            seen = None
         elif self.stitcher.lost:
             self._refuse(event.number, Reason.TRACKING, self.stitcher.lost)
         elif not self.worker.engine_served:
@@ -103,7 +105,7 @@ class Capture:
             )
             self.worker.pass_on(frame, PREPARE)
             self.worker.count("done")
-        self.stitcher.keep(event.number, event.image)
+        self.stitcher.keep(event.number, seen)
         if self.frozen is not None and event.image is not None and _shape(event.image) == self._declared:
             self.frozen.keep(event.image)
         if self.recorder is not None and event.image is not None:

@@ -45,7 +45,8 @@ class Detector:
         if calibration is None or calibration.cascade_band is None:
             return []
         maps = self._mapper.fill(tiles, out, self._maps, self._ignore)
-        scores = view_score(maps, self._manifest.score, calibration.map_threshold, self._ignore).tile_scores
+        limit, joined = calibration.map_threshold, self.plan.joined
+        scores = view_score(maps, self._manifest.score, limit, self._ignore, joined).tile_scores
         near = near_threshold(scores, calibration.score_threshold, calibration.cascade_band)
         return [int(i) for i in np.flatnonzero(near)]
 

@@ -61,7 +61,8 @@ class Gate:
         self.next_beat_ns = self.next_look_ns = 0
         self._untold_since: dict[tuple[str, int], int] = {}
         self.publisher = self._bind()
-        self.ledger = Ledger(self.recipe, journal.next_numbers(self.run), self._answered)
+        self.ledger = Ledger(self.recipe, journal.next_numbers(self.run), self._answered, self._known_astray())
+        self._astray = set(self.ledger.astray)
         self._close_what_was_left()
 
     def turn(self) -> bool:
@@ -76,6 +77,8 @@ class Gate:
             turn.triggers += self._lost(time.monotonic_ns())
         if not lags:
             turn.answers = self.ledger.due(time.monotonic_ns())
+            if len(self.ledger.astray) > len(self._astray):
+                self._note_astray()
         self.settle(turn)
         return bool(messages)
 
@@ -88,6 +91,18 @@ class Gate:
         self.next_beat_ns = self.next_look_ns = 0
         lost = [t for s, n in self._untold().items() for t in self.ledger.ended(SourceEnded(s, n), time.monotonic_ns())]
         self.settle(Turn(triggers=lost, answers=self.ledger.close_all(self._why_open())))
+
+    def _known_astray(self) -> list[str]:
+        """The stations that this gate or one before it found astray since the line was started."""
+        flags = self.worker.slab.head["astray"]
+        return [s.name for s in self.recipe.stations if flags[self.worker.index_of(capture(s.name))]]
+
+    def _note_astray(self) -> None:
+        """Leave in the slab which stations are astray, so that no restart of the gate forgets it."""
+        for station in self.ledger.astray.keys() - self._astray:
+            self.worker.slab.head["astray"][self.worker.index_of(capture(station))] = 1
+            self._astray.add(station)
+            self.worker.log.error("lane_not_aligned", station=station, why=self.ledger.astray[station])
 
     def _why_open(self) -> Reason:
         return Reason.CHANGE_OVER if self.worker.line_ending is Ending.CHANGE_OVER else Reason.STOPPING
@@ -281,8 +296,12 @@ class Gate:
         for trigger in self.journal.open_triggers():
             parts.setdefault((trigger.run, trigger.lane, trigger.number), []).append(trigger)
         for (run, lane, number), triggers in parts.items():
-            views = [ViewResult(t.station, number, t.at_ns, Decision.UNINSPECTED, Reason.RESTART) for t in triggers]
-            first = min(triggers, key=lambda t: t.at_ns)
+            seen, first = {t.station: t for t in triggers}, min(triggers, key=lambda t: t.at_ns)
+            stations = dict.fromkeys((*self.journal.lane_views(run, lane), *seen))
+            views = [
+                ViewResult(s, number, seen.get(s, first).at_ns, Decision.UNINSPECTED, Reason.RESTART) for s in stations
+            ]
+            leading = seen.get(views[0].station)
             answer = Answer(
                 lane,
                 number,
@@ -293,6 +312,7 @@ class Gate:
                 views,
                 first.at_ns,
                 first.at_ns,
+                count=leading.count if leading else None,
                 part_id=next((t.part_id for t in triggers if t.part_id is not None), None),
                 seen_utc_ns=first.seen_utc_ns,
             )
@@ -306,6 +326,10 @@ class Gate:
         if (lag_ms := self.journal.lag_ms(now_ns)) > self.recipe.journal.max_lag_ms:
             blocking.append(self.journal.failure or f"the disk is {lag_ms:.0f} ms behind: the journal is not durable")
         trouble = [self._absent(name) for name in self.worker.processes_not_running()]
+        trouble += [
+            f"station {name} shows other parts of its lane since {when}: start the line again"
+            for name, when in self.ledger.astray.items()
+        ]
         if not self.worker.engine_served:
             trouble.append("the engine was stale: parts are UNINSPECTED(not_ready) until it is built and opened")
         if not self.journal.has_reserve:

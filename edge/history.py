@@ -57,6 +57,10 @@ class Memory:
     def get(self, seq: int) -> bytes | None:
         return self._payloads.get(seq)
 
+    def after(self, seq: int) -> int | None:
+        """The oldest one that follows a number."""
+        return next((s for s in self._payloads if s > seq), None)
+
     def clear(self) -> None:
         self._payloads.clear()
         self._bytes = 0

@@ -80,7 +80,7 @@ class Judge:
         try:
             self._mapper.fill(tiles, reconstruction, maps, ignore)
             map_threshold = limits.map_threshold if limits else float("inf")
-            score = view_score(maps, self._manifest.score, map_threshold, ignore).score
+            score = view_score(maps, self._manifest.score, map_threshold, ignore, self._plan.joined).score
         except NotFiniteError:
             return Judgement(Decision.UNINSPECTED, Reason.ENGINE_ERROR)
         if limits is None:

@@ -2,22 +2,29 @@
 
 A part opens with the first trigger of one of its views and closes once, with one verdict: when every expected view was
 answered, or shortly before its deadline, whatever is missing then.
+
+Views are joined by their numbers. One trigger that a station does not take shifts all its later numbers, so where the
+recipe says how far behind the lane's first station another one is, each view must also lie where it belongs. From the
+first one on that does not, no view of that station counts.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from edge.messages import SourceEnded, Trigger, View, ViewResult
-from edge.settings import Recipe
+from edge.settings import Mode, Recipe
 from edge.verdict import Decision, Reason, worst
 
 __all__ = ["MARGIN_NS", "MAX_GAP", "Answer", "Ledger", "Part", "view_of", "withdraw"]
 
 MARGIN_NS = 5_000_000
 """The gate answers this long before the deadline, so that the answer is out on time."""
+
+_MS = 1_000_000
 
 MAX_GAP = 10_000
 """A larger jump of the trigger numbers is a broken counter, not so many missed parts: they are answered in one turn."""
@@ -70,14 +77,42 @@ class Answer:
     seen_utc_ns: int | None = None  # where monotonic times of another boot say nothing
 
 
+class _Way(NamedTuple):
+    """How far behind the triggers of its lane's first station those of a station are."""
+
+    first: str
+    distance: int  # ns, or counts of the encoder
+    window: int
+    by_count: bool
+
+    def off(self, first: Trigger, own: Trigger) -> int | None:
+        """How far from where it belongs a trigger is; None: one of the two has no count."""
+        if not self.by_count:
+            return own.at_ns - first.at_ns - self.distance
+        if first.count is None or own.count is None:
+            return None
+        return own.count - first.count - self.distance
+
+    def in_words(self, off: int) -> str:
+        went, distance, window = self.distance + off, self.distance, self.window
+        if self.by_count:
+            return f"{went} counts behind {self.first}, expected {distance} +- {window}"
+        return f"{went / 1e6:.1f} ms behind {self.first}, expected {distance / 1e6:.0f} +- {window / 1e6:.0f}"
+
+
 class Ledger:
     """Open parts of one run of the line."""
 
     def __init__(
-        self, recipe: Recipe, next_numbers: dict[str, int], answered: Callable[[str, int], bool] = lambda *_: False
+        self,
+        recipe: Recipe,
+        next_numbers: dict[str, int],
+        answered: Callable[[str, int], bool] = lambda *_: False,
+        astray: Iterable[str] = (),
     ) -> None:
         """`next_numbers`: per station the first trigger number that was not seen yet. `answered(lane, number)` tells
         whether a part has its verdict already; it is asked only when a view comes after its part may have been closed.
+        `astray`: the stations that a ledger before this one found to show other parts.
         """
         self._answered = answered
         self._lane_of = {s.name: s.lane for s in recipe.stations}
@@ -85,6 +120,9 @@ class Ledger:
         self._next = {s.name: next_numbers.get(s.name, 0) for s in recipe.stations}
         self._deadline_ns = recipe.deadline.deadline_ms * 1_000_000
         self._view_timeout_ns = recipe.deadline.view_timeout_ms * 1_000_000
+        self._ways = _ways(recipe)
+        self.astray = dict.fromkeys(astray, "one that an earlier gate saw")
+        """The stations of which nobody knows which parts they show, until the line is started again; and since when."""
         self._open: dict[tuple[str, int], Part] = {}
         self.counters: Counter[str] = Counter()
 
@@ -194,7 +232,7 @@ class Ledger:
         deadline_ns = self._due_ns(part)
         self._fill(part, Reason.DEADLINE)
         del self._open[part.lane, part.number]
-        views = [part.results[s] for s in part.expected]
+        views = [self._aligned(part, s) for s in part.expected]
         decision = worst([v.decision for v in views])
         scored = [v for v in views if v.score is not None]
         leading = max(scored, key=lambda v: (v.decision is decision, v.score or 0.0), default=None)
@@ -212,6 +250,41 @@ class Ledger:
             part_id=part.part_id,
         )
 
+    def _aligned(self, part: Part, station: str) -> ViewResult:
+        """The result of a station, if it is known to show this part; else what is left of it."""
+        result, way = part.results[station], self._ways.get(station)
+        if way is None or result.decision is Decision.UNINSPECTED:
+            return result
+        # What was not inspected may have the time at which its image was missed, and lets nothing pass as it is.
+        if station not in self.astray and part.results[way.first].decision is not Decision.UNINSPECTED:
+            off = way.off(part.triggers[way.first], part.triggers[station])
+            if off is None:
+                return _not_inspected(result, Reason.TRACKING)
+            if abs(off) > way.window:
+                self.astray[station] = f"part {part.number}, {way.in_words(off)}"
+        if station not in self.astray:
+            return result
+        self.counters["views_not_aligned"] += 1
+        return _not_inspected(result, Reason.FRAME_OUT_OF_ORDER)
+
+
+def _ways(recipe: Recipe) -> dict[str, _Way]:
+    """Of the stations whose triggers can be looked at. Lossless, a trigger has the time at which there was room."""
+    ways = {}
+    for station in recipe.stations:
+        first = recipe.station(recipe.lane_views(station.lane)[0])
+        behind, timed = station.behind, first.source.mode is station.source.mode is Mode.LIVE
+        if behind and behind.distance_counts is not None and behind.window_counts is not None:
+            ways[station.name] = _Way(first.name, behind.distance_counts, behind.window_counts, by_count=True)
+        if timed and behind and behind.delay_ms is not None and behind.window_ms is not None:
+            ways[station.name] = _Way(first.name, behind.delay_ms * _MS, behind.window_ms * _MS, by_count=False)
+    return ways
+
+
+def _not_inspected(result: ViewResult, reason: Reason) -> ViewResult:
+    """What is left of a result that does not count."""
+    return replace(result, decision=Decision.UNINSPECTED, reason=reason, score=None, boxes=[], areas_px=[])
+
 
 def _unanswered(station: str, part: Part, reason: Reason) -> ViewResult:
     trigger = part.triggers.get(station)
@@ -226,10 +299,7 @@ def withdraw(answer: Answer) -> tuple[Answer, list[ViewResult]]:
     """
     if answer.decision is not Decision.PASS:
         return answer, []
-    views = [
-        replace(v, decision=Decision.UNINSPECTED, reason=Reason.DEADLINE, score=None, boxes=[], areas_px=[])
-        for v in answer.views
-    ]
+    views = [_not_inspected(v, Reason.DEADLINE) for v in answer.views]
     withdrawn = replace(answer, decision=Decision.UNINSPECTED, reason=Reason.DEADLINE, score=None, views=views)
     return withdrawn, answer.views
 

@@ -20,7 +20,7 @@ from edge.place.locate import Locator, make_locator
 from edge.processes import Process, process_table
 from edge.settings import Frame, Recipe, Region, Station
 from edge.slab import ArraySpec, SlotLayout
-from edge.tiling import Box, PreparePlan, plan_prepare, tile_mask
+from edge.tiling import Box, PreparePlan, Tiling, plan_prepare, tile_mask
 from engines.bundle import ZOO, Bundle, find_bundle, load_bundle
 
 __all__ = ["LinePlan", "StationPlan", "not_judged", "plan_frames", "plan_line", "plan_station", "record_slots"]
@@ -46,10 +46,16 @@ class StationPlan:
     @property
     def smallest_defect_px(self) -> float:
         """The area of the smallest defect that counts, in prepared pixels; 0 where the recipe has none."""
-        station, prepare = self.station, self.prepare
-        if station.smallest_defect_mm2 is None or station.scale_mm_per_px is None:
+        smallest_mm2, pitch = self.station.smallest_defect_mm2, self.station.mm_per_px
+        if smallest_mm2 is None or pitch is None:
             return 0.0
-        return station.smallest_defect_mm2 / station.scale_mm_per_px**2 * prepare.scale_x * prepare.scale_y
+        return smallest_mm2 / (pitch[0] * pitch[1]) * self.prepare.scale_x * self.prepare.scale_y
+
+    @property
+    def joined(self) -> Tiling | None:
+        """How the tiles lie, where the recipe says how small a defect counts: its area is that of all of it, whatever
+        tiles it lies in (`view_score`). None where each tile is scored alone."""
+        return self.prepare.tiling if self.smallest_defect_px else None
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ def collect_run(state_dir: Path, truth: Path | None = None, run: int | None = No
         db.close()
     recipe = Recipe.model_validate_json(found.recipe)
     truths = _truths(truth, recipe) if truth else {}
+    mm_per_line = {s.name: s.web.mm_per_line for s in recipe.stations if s.web}
     begin_ns = min((v.trigger_ns for v in verdicts), default=0)
     return ReportRun(
         line=recipe.line,
@@ -46,7 +47,7 @@ def collect_run(state_dir: Path, truth: Path | None = None, run: int | None = No
         simulated=recipe.simulated,
         facts=_facts(recipe, verdicts),
         stations=_stations(recipe, load_calibration(calibration_path(state_dir, recipe.name))),
-        parts=sorted((_part(v, state_dir, truths, begin_ns) for v in verdicts), key=lambda p: p.time_s),
+        parts=sorted((_part(v, state_dir, truths, mm_per_line, begin_ns) for v in verdicts), key=lambda p: p.time_s),
         deadline_ms=recipe.deadline.deadline_ms,
     )
 
@@ -87,23 +88,29 @@ def _stations(recipe: Recipe, calibration: Calibration | None) -> list[ReportSta
     return stations
 
 
-def _part(verdict: Verdict, state_dir: Path, truths: Truths, begin_ns: int) -> ReportPart:
+def _part(
+    verdict: Verdict, state_dir: Path, truths: Truths, mm_per_line: Mapping[str, float], begin_ns: int
+) -> ReportPart:
     known = [t for v in verdict.views if (t := truths.get(v.station, {}).get(verdict.part))]
     worst = max(known, key=lambda t: t.bad, default=None)
+    views = [
+        _view(v, state_dir, truths.get(v.station, {}).get(verdict.part), mm_per_line.get(v.station))
+        for v in verdict.views
+    ]
     return ReportPart(
         lane=verdict.lane,
         number=verdict.part,
         decision=verdict.decision,
         time_s=(verdict.trigger_ns - begin_ns) / 1e9,
         latency_ms=(verdict.decided_ns - verdict.trigger_ns) / 1e6,
-        views=[_view(v, state_dir, truths.get(v.station, {}).get(verdict.part)) for v in verdict.views],
+        views=views,
         reason=verdict.reason.value if verdict.reason else "",
         late=verdict.late,
         truth=Truth(worst.bad, worst.kind, worst.size_px or None, worst.contrast or None) if worst else None,
     )
 
 
-def _view(view: View, state_dir: Path, truth: RecordedTruth | None) -> ReportView:
+def _view(view: View, state_dir: Path, truth: RecordedTruth | None, mm_per_line: float | None) -> ReportView:
     folder = state_dir / view.picture if view.picture else None
     mask = truth.mask() if truth else None
     return ReportView(
@@ -119,4 +126,5 @@ def _view(view: View, state_dir: Path, truth: RecordedTruth | None) -> ReportVie
         areas_px=view.areas_px,
         place=Place(*view.place) if view.place and view.reason is not Reason.MISPLACED else None,
         scale_mm_per_px=view.scale_mm_per_px,
+        mm_per_line=mm_per_line,
     )

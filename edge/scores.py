@@ -1,4 +1,4 @@
-"""From anomaly maps to a score and boxes: pure functions on arrays. Scores are per tile; the worst tile decides."""
+"""From anomaly maps to a score and boxes: pure functions on arrays. The worst tile decides."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def score(tile_map: Map, spec: Score, threshold: float | None = None, ignore: ND
     """One number for one map [h, w]: larger is worse.
 
     "mean": over the judged pixels; "max"; "topk": mean of the `k` largest pixels; "area": pixels of the largest
-    8-connected area above `threshold`, which only this kind needs. A map without judged pixels scores 0.
+    8-connected area above `threshold`, which only this kind needs. A map without judged pixels scores 0. NaN
+    in it is the score, or raises NotFiniteError.
     """
     if spec.kind == "max":
         return float(tile_map.max())
@@ -41,9 +42,27 @@ def score(tile_map: Map, spec: Score, threshold: float | None = None, ignore: ND
     return float(_components(tile_map, threshold)[:, cv2.CC_STAT_AREA].max(initial=0))
 
 
+def _joined_areas(maps: Map, threshold: float, tiling: Tiling) -> NDArray[np.float64]:
+    """[N]: the pixels of the largest area of the fused maps that reaches into each tile, 0 where none does."""
+    if not _peak(maps) > threshold:
+        return np.zeros(len(maps))
+    above = fuse(maps, tiling) > threshold
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(above.view(np.uint8), connectivity=8, ltype=cv2.CV_32S)
+    areas, inside = stats[:, cv2.CC_STAT_AREA], [(box.rows, box.columns) for box in tiling.boxes]
+    return np.array([areas[labels[i][above[i]]].max(initial=0) for i in inside], np.float64)
+
+
+def _peak(values: Map) -> float:
+    """The largest value. Raises NotFiniteError for NaN, which is above no threshold."""
+    peak = float(values.max())
+    if np.isnan(peak):
+        raise NotFiniteError("the map holds NaN")
+    return peak
+
+
 def _components(picture: Map, threshold: float) -> NDArray[np.int32]:
     """cv2's statistics, int32 [n, 5], of the 8-connected areas above `threshold`, without the background."""
-    if not float(picture.max()) > threshold:
+    if not _peak(picture) > threshold:
         return np.empty((0, 5), np.int32)
     above = (picture > threshold).view(np.uint8)
     stats = cv2.connectedComponentsWithStats(above, connectivity=8, ltype=cv2.CV_32S)[2]
@@ -104,19 +123,27 @@ class ViewScore:
     tile: int
     """Index of the tile that has the score, the first where several do."""
     tile_scores: NDArray[np.float64] = field(repr=False, compare=False)
-    """[N]; 0 for tiles that the ignore mask covers."""
+    """[N]; 0 for tiles that the ignore mask covers. Areas that were joined count in every tile they reach into."""
 
 
 def view_score(
-    maps: Map, spec: Score, threshold: float | None = None, ignore: NDArray[np.bool_] | None = None
+    maps: Map,
+    spec: Score,
+    threshold: float | None = None,
+    ignore: NDArray[np.bool_] | None = None,
+    joined: Tiling | None = None,
 ) -> ViewScore:
-    """Score the maps [N, h, w] of one frame. Scores are per tile, before any fusion; the view's is the largest.
+    """Score the maps [N, h, w] of one frame; the view's score is the largest of its tiles'.
 
-    Raises NotFiniteError rather than return a score that compares as good.
+    Each tile is scored alone, before any fusion. `joined`, how the tiles lie, has an area that crosses their borders
+    count whole, as `view_defects` measures it; other kinds of score are as they are without it. Raises NotFiniteError
+    rather than return a score that compares as good.
     """
-    scores = np.array(
-        [score(maps[i], spec, threshold, None if ignore is None else ignore[i]) for i in range(len(maps))], np.float64
-    )
+    if joined is not None and spec.kind == "area" and threshold is not None:
+        scores = _joined_areas(maps, threshold, joined)
+    else:
+        each = (score(m, spec, threshold, None if ignore is None else ignore[i]) for i, m in enumerate(maps))
+        scores = np.fromiter(each, np.float64, len(maps))
     if not np.isfinite(scores).all():
         raise NotFiniteError(f"the score of tile {int(np.argmin(np.isfinite(scores)))} is not finite")
     worst = int(np.argmax(scores))

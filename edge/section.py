@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["Name", "Region", "Section", "sha256_of"]
+__all__ = ["Name", "Region", "Section", "beyond_loopback", "sha256_of"]
+
+_LOOPBACK = re.compile(r"tcp://(127\.0\.0\.1|\[::1\]):.*")
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,30}$")]
 
@@ -26,6 +29,11 @@ class Region(Section):
     y_px: int = Field(ge=0)
     width_px: int = Field(ge=1)
     height_px: int = Field(ge=1)
+
+
+def beyond_loopback(endpoint: str) -> bool:
+    """Whether a ZeroMQ endpoint reaches other machines."""
+    return endpoint.startswith("tcp://") and not _LOOPBACK.fullmatch(endpoint)
 
 
 def sha256_of(value: object) -> str:

@@ -50,7 +50,8 @@ class Gap:
     """Verdicts that were published and will not come.
 
     On PUB they were lost on the way, and counted by the `topic_seq` of a lane. On the acknowledged channel they are
-    gone from the journal: `lane` is None, and they are counted by `seq`.
+    gone from the journal, or their numbers were skipped behind a power cut: `lane` is None, and they are counted by
+    `seq`.
     """
 
     lane: str | None
@@ -60,9 +61,9 @@ class Gap:
 
 @dataclass(frozen=True)
 class NewEpoch:
-    """The line writes another journal than the one that our position is in, or a power cut took the end of it.
+    """The line writes another journal than the one that our position is in, or an older copy of that one.
 
-    Its verdicts follow, from its first one on; after a power cut from where it is now.
+    Its verdicts follow, from its first one on; those of an older copy from where it is now.
     """
 
     epoch: str

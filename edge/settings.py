@@ -12,15 +12,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from edge.actuators.settings import Actuator, MatchByWeb
+from edge.actuators.settings import Actuator, MatchById, MatchByWeb
 from edge.place.settings import Locate, Validity
 from edge.recorder.settings import RecordingSettings
-from edge.section import Name, Region, Section, sha256_of
-from edge.station import Frame, Mode, Source, Station, Tiling, scoring_sha256
+from edge.section import Name, Region, Section, beyond_loopback, sha256_of
+from edge.station import Behind, Frame, Mode, Source, Station, Tiling, scoring_sha256
 from edge.webs.settings import Web
 
 __all__ = [
     "Actuator",
+    "Behind",
     "Engine",
     "Frame",
     "LineOk",
@@ -38,7 +39,6 @@ __all__ = [
 ]
 
 _TCP = re.compile(r"tcp://(\*|[A-Za-z0-9._-]+|\[[0-9a-fA-F:.%a-z]+\]):([1-9][0-9]{0,4})")
-_LOOPBACK = re.compile(r"tcp://(127\.0\.0\.1|\[::1\]):.*")
 
 
 class Engine(Section):
@@ -97,7 +97,7 @@ class Outputs(Section):
     @property
     def beyond_loopback(self) -> tuple[str, ...]:
         """The endpoints that other machines may reach."""
-        return tuple(e for e in (*self.publish, *self.channel) if not _LOOPBACK.fullmatch(e))
+        return tuple(e for e in (*self.publish, *self.channel) if beyond_loopback(e))
 
 
 class Journal(Section):
@@ -162,6 +162,54 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _lanes_are_aligned(self) -> Recipe:
+        for lane in self.lanes:
+            first, *others = [s for s in self.stations if s.lane == lane]
+            if first.behind:
+                raise ValueError(
+                    f"station {first.name}: it is the first of lane {lane}, and behind no other; leave out behind"
+                )
+            cameras = [s for s in (first, *others) if s.source.is_camera]
+            counted = all(s.source.triggers == "independent" for s in cameras)
+            for station in others:
+                if station.behind is None and len(cameras) > 1 and not counted:
+                    raise ValueError(
+                        f"station {station.name}: a part that one camera of lane {lane} does not take would shift all "
+                        f"its later views onto other parts; say how far behind {first.name} it is, such as behind = "
+                        "{ delay_ms = 250, window_ms = 40 } (docs/cameras.md)"
+                    )
+                self._require_way(first, station)
+        return self
+
+    def _require_way(self, first: Station, station: Station) -> None:
+        """Raise ValueError for a way that cannot be looked at."""
+        way = station.behind
+        if way is None:
+            return
+        longest_ms = (way.delay_ms or 0) + (way.window_ms or 0)
+        if longest_ms > self.deadline.view_timeout_ms:
+            raise ValueError(
+                f"station {station.name}: behind {first.name} by up to {longest_ms} ms, and deadline.view_timeout_ms = "
+                f"{self.deadline.view_timeout_ms} does not wait so long for a view; raise it"
+            )
+        for counting in (first, station):
+            if way.window_counts and counting.source.is_camera and not counting.source.reads_encoder:
+                raise ValueError(
+                    f"station {station.name}: behind.distance_counts needs the encoder in the triggers of {first.name} "
+                    f"and {station.name}; name camera.chunks.encoder at {counting.name}, or say behind in ms"
+                )
+
+    @model_validator(mode="after")
+    def _frames_fit_the_recording(self) -> Recipe:
+        deep = next((s for s in self.stations if s.frame.bit_depth > 8), None)
+        if self.recording and self.recording.encoding == "jpeg" and deep:
+            raise ValueError(
+                f'recording.encoding = "jpeg" is for 8 bits, and station {deep.name} has frame.bit_depth = '
+                f'{deep.frame.bit_depth}; take "zstd", "png" or "raw"'
+            )
+        return self
+
+    @model_validator(mode="after")
     def _actuators_fit_the_line(self) -> Recipe:
         names = [a.name for a in self.actuators]
         if twice := sorted({n for n in names if names.count(n) > 1}):
@@ -169,6 +217,12 @@ class Recipe(Section):
         for actuator in self.actuators:
             if actuator.lane not in self.lanes:
                 raise ValueError(f"actuator {actuator.name}: no lane {actuator.lane!r}; there are {self.lanes}")
+            camera = next((s for s in self.stations if s.lane == actuator.lane and s.source.is_camera), None)
+            if isinstance(actuator.match, MatchById) and camera:
+                raise ValueError(
+                    f'actuator {actuator.name}: match.by = "id" needs an id from the PLC at the trigger of the camera, '
+                    f"and station {camera.name} ({camera.source.kind}) gets none: a time, and maybe a count"
+                )
             webs = [s.web for s in self.stations if s.lane == actuator.lane]
             if isinstance(actuator.match, MatchByWeb) and not all(w and (w.mm_per_count or 0) > 0 for w in webs):
                 raise ValueError(

@@ -38,7 +38,7 @@ __all__ = ["FREE", "ArraySpec", "Ending", "EngineState", "Orphans", "Slab", "Slo
 
 FREE = 0
 MAGIC = 0x6D61736B6C696E65  # "maskline"
-VERSION = 1
+VERSION = 2
 MAX_PROCESSES = 96
 MAX_SLOTS = 2048
 PAGE = 4096
@@ -93,6 +93,7 @@ _HEAD = np.dtype(
         ("engine", "u8"),
         ("rows", _ROW, MAX_PROCESSES),
         ("next_trigger", "u8", MAX_PROCESSES),
+        ("astray", "u8", MAX_PROCESSES),  # capture: 1 once the gate has found that it shows other parts of its lane
         ("words", "u8", MAX_SLOTS),
     ]
 )

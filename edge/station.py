@@ -15,7 +15,7 @@ from edge.section import Name, Region, Section, sha256_of
 from edge.sources.camera_settings import CAMERA_KINDS, CameraSettings
 from edge.webs.settings import Web
 
-__all__ = ["Frame", "Mode", "Source", "Station", "Tiling", "scoring_sha256"]
+__all__ = ["Behind", "Frame", "Mode", "Source", "Station", "Tiling", "scoring_sha256"]
 
 _VIDEO_URL = re.compile(r"(rtsp|http)s?://[^/]")
 
@@ -84,6 +84,11 @@ class Source(Section):
         return self.kind in CAMERA_KINDS
 
     @property
+    def reads_encoder(self) -> bool:
+        """Whether its camera tells the line's encoder with each trigger."""
+        return bool(self.camera and self.camera.chunks and self.camera.chunks.encoder)
+
+    @property
     def shown_address(self) -> str:
         """The address as it may be published: without user and password."""
         return re.sub(r"//[^/]*@", "//", self.address or "")
@@ -122,11 +127,31 @@ class Tiling(Section):
     ignore_mask: Path | None = None  # image of the frame's size; what is white there is not judged
 
 
+class Behind(Section):
+    """How far behind the first station of its lane a station stands: a part comes by there so much later."""
+
+    delay_ms: int | None = Field(default=None, ge=0, le=600_000)  # from trigger to trigger; the belt runs at one speed
+    window_ms: int | None = Field(default=None, ge=1, le=60_000)  # a part may be so much earlier or later
+    distance_counts: int | None = Field(default=None, ge=0, le=100_000_000)  # by the encoder, from one zero on
+    window_counts: int | None = Field(default=None, ge=1, le=10_000_000)
+
+    @model_validator(mode="after")
+    def _by_time_or_by_count(self) -> Behind:
+        named = {name for name, value in self if value is not None}
+        if named not in ({"delay_ms", "window_ms"}, {"distance_counts", "window_counts"}):
+            raise ValueError(
+                f"{', '.join(sorted(named)) or 'nothing'}; expected delay_ms and window_ms, or distance_counts and "
+                "window_counts"
+            )
+        return self
+
+
 class Station(Section):
     """One camera position."""
 
     name: Name
     lane: Name = ""  # stations with the same lane see views of the same parts; default: the station's own name
+    behind: Behind | None = None  # not at the lane's first station; lanes of several cameras need it
     source: Source
     frame: Frame
     tiling: Tiling = Tiling()
@@ -175,6 +200,13 @@ class Station(Section):
         return self
 
     @property
+    def mm_per_px(self) -> tuple[float, float] | None:
+        """What a pixel of the frame measures in x and in y; None where the recipe has no scale."""
+        if self.scale_mm_per_px is None:
+            return None
+        return self.scale_mm_per_px, self.web.mm_per_line if self.web else self.scale_mm_per_px
+
+    @property
     def window(self) -> Frame:
         """What is inspected at once: the frame, and on a web the rows of the one before above it."""
         if self.web is None:
@@ -198,5 +230,6 @@ def scoring_sha256(station: Station) -> str:
     )
 
 
-def _smallest_defect(station: Station) -> list[float | None]:
-    return [station.smallest_defect_mm2, station.scale_mm_per_px]
+def _smallest_defect(station: Station) -> dict[str, object]:
+    # "areas": thresholds from before they were joined across tiles are for the largest area within one
+    return {"mm2": station.smallest_defect_mm2, "mm_per_px": station.mm_per_px, "areas": "joined"}

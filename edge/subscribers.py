@@ -209,7 +209,7 @@ class Subscribers:
         assert self.first is not None
         if not subscriber.epoch:
             after = self.newest
-        elif subscriber.epoch == self.epoch:  # beyond the newest: a power cut took the end of the journal
+        elif subscriber.epoch == self.epoch:  # beyond the newest: it is an older copy of the journal
             after = min(max(subscriber.acked, self.first - 1), self.newest)
         else:
             after = self.first - 1
@@ -235,7 +235,7 @@ class Subscribers:
             return None
         self._turn += 1
         after = lacking[self._turn % len(lacking)].sent
-        return Wanted(self.epoch, after, min(self.newest, after + MAX_CREDIT))
+        return Wanted(self.epoch, after, self.newest)
 
     def _is_at_hand(self, subscriber: Subscriber) -> bool:
         return self._memory.get(subscriber.sent + 1) is not None or subscriber.sent + 1 in subscriber.page
@@ -258,8 +258,8 @@ class Subscribers:
             subscriber.page = dict(whole)
 
     def _next_in_memory(self, wanted: Wanted) -> int:
-        in_memory = (s for s in range(wanted.after + 1, wanted.upto + 1) if self._memory.get(s) is not None)
-        return next(in_memory, wanted.upto + 1)
+        found = self._memory.after(wanted.after)
+        return wanted.upto + 1 if found is None else min(found, wanted.upto + 1)
 
     def _say(self, peer: Peer, message: Message) -> bool:
         return self._try(peer, encode(message))

@@ -13,7 +13,7 @@ import os
 import signal
 import subprocess
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,6 +81,7 @@ class Supervisor:
             os.close(self._lock)
             raise
         self._notify = Notifier.from_environment()
+        self.died: Counter[str] = Counter()  # processes that died, or hung and were killed, while the line was up
         self._stop_requested = False
         self._changing: Request | None = None  # to the recipe that starts now
 
@@ -295,6 +296,8 @@ class Supervisor:
             self.log.warning(event, child=child.process.name, exit_code=code, next_try_s=wait_s)
             return
         self.log.error("process_died", child=child.process.name, exit_code=code, slots_released=slots)
+        if self.slab.head["start_ns"]:
+            self.died[child.process.name] += 1
         if code == EXIT_CONFIG:
             raise RecipeError(
                 f"the process {child.process.name} cannot run with this configuration; its message is above"

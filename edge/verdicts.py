@@ -185,6 +185,9 @@ def _connect(
     socket.handshake_ivl = 2000
     socket.heartbeat_ivl, socket.heartbeat_timeout = 1000, 3000
     socket.reconnect_ivl, socket.reconnect_ivl_max = 50, 1000
+    if (pair is None) != (line_key is None):
+        context.destroy(linger=0)
+        raise ValueError(f"{endpoint}: our keys and the line's go together: with one of them nothing is encrypted")
     try:
         if pair is not None and line_key is not None:
             secure_client(socket, pair, line_key)

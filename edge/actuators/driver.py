@@ -46,7 +46,7 @@ class Fault(IntEnum):
     SILENCE = 1  # no heartbeat from the gate
     LATE = 2  # too many parts in a row were decided or seen too late to act upon
     CONSECUTIVE_REJECTS = 3
-    CONFIRMATION = 4  # commanded, confirmed and binned parts do not agree
+    CONFIRMATION = 4  # ejections that were commanded and parts that were seen in the reject chute do not agree
     BIN_FULL = 5
     AIR = 6
     CLOCK = 7  # the offset between two boxes' clocks is known less well than the window is wide
@@ -76,7 +76,7 @@ class PartOutcome:
     part_id: int | None  # given by the PLC
     decision: Decision  # acted upon: PASS only if there was a timely one
     why: str  # of anything but a PASS, as in edge/actuators/modbus_map.py: a reason, "reject", "late"; else empty
-    ejected: bool  # whether the ejector was commanded to throw it out
+    ejected: bool  # whether the ejector was commanded to throw it out; never in commissioning mode
 
     @property
     def id16(self) -> int:
@@ -92,11 +92,17 @@ class Status:
     gate: GateState | None  # None: no heartbeat arrives
     fault: Fault = Fault.NONE
     commissioning: bool = False  # the ejector is inhibited
-    recipe: int = 0  # the number of the recipe in force; 0: it has none
+    recipe: int = 0  # the number of the recipe that the newest verdict was made with; 0: it has none
 
 
 class Driver(Protocol):
-    """One actuator's hardware."""
+    """One actuator's hardware.
+
+    The constructor is told the level at which the ejector starts (`eject`, where there can be an ejector), and sets no
+    other one before the first call of `eject`; a constructor that fails has set none, or that. It leaves LINE-OK as it
+    stands, where that can be known, and no heartbeat changes before the first `poll`: a process that only starts, again
+    and again, must not look alive, and lets nothing pass.
+    """
 
     def poll(self, timeout_ms: int) -> list[Edge]:
         """What happened, oldest first; returns as soon as anything has, and after `timeout_ms` with nothing."""

@@ -14,34 +14,40 @@ from edge.messages import Verdict
 __all__ = ["Drivers", "open_drivers"]
 
 
-def open_drivers(wanted: tuple[settings.Driver, ...]) -> Drivers:
-    """Open every driver of an actuator. Raises DriverError, and leaves none open then."""
-    ordered = sorted(wanted, key=lambda d: not d.ejects)
+def open_drivers(wanted: tuple[settings.Driver, ...], *, eject: bool) -> Drivers:
+    """Open every driver of an actuator. `eject`: the level at which the ejector starts.
+
+    The one that acts is opened last, so that its outputs are left alone where another one cannot be opened. Raises
+    DriverError, and leaves none open then.
+    """
+    ordered = sorted(wanted, key=lambda d: d.ejects)
     with contextlib.ExitStack() as opened:
-        drivers = []
+        drivers: list[Driver] = []
         for one in ordered:
-            drivers.append(_open(one))
+            drivers.append(_open(one, eject))
             opened.callback(drivers[-1].close)
         opened.pop_all()
-    return Drivers(drivers, eject=ordered[0].ejects)
+    ejects = ordered[-1].ejects
+    main = drivers.pop(-1 if ejects else 0)
+    return Drivers([main, *drivers], eject=ejects)
 
 
-def _open(wanted: settings.Driver) -> Driver:
+def _open(wanted: settings.Driver, eject: bool) -> Driver:
     if isinstance(wanted, GpioDriver):
         from edge.actuators.gpio import Gpio
 
-        return Gpio(wanted)
+        return Gpio(wanted, eject=eject)
     if isinstance(wanted, ModbusDriver):
         from edge.actuators.modbus import Modbus
 
-        return Modbus(wanted)
+        return Modbus(wanted, eject=eject)
     if isinstance(wanted, MqttDriver):
         from edge.actuators.mqtt import Mqtt
 
         return Mqtt(wanted)
     from edge.actuators.simulated import Simulated
 
-    return Simulated(wanted)
+    return Simulated(wanted, eject=eject)
 
 
 class Drivers:

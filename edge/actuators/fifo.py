@@ -8,6 +8,9 @@ The last condition finds what a window cannot: an encoder that slips by just the
 part its neighbour's verdict. The first part that this happens to comes out of order. From then on nothing that was on
 its way is trusted: tracking is lost, and every part whose trigger lies before that moment is rejected. So a part that
 was taken off the belt, or one that the camera missed, costs the parts in flight behind it.
+
+And where parts are matched by counts, a verdict's count must be what our own encoder said at the time of its trigger: a
+camera's counter that starts again with its power would fit every part to another one's verdict, in order.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from edge.actuators.answers import Answers, Seen, Waiting
+from edge.actuators.count_history import CountHistory
 from edge.actuators.driver import PartOutcome
 from edge.actuators.in_flight import Decided, InFlight, Now
 from edge.actuators.settings import Actuator, MatchByCount, MatchById, MatchByWeb
@@ -26,6 +30,8 @@ __all__ = ["MAX_PARTS", "Fifo"]
 
 MAX_PARTS = 256
 """Parts between sensor and ejector. More are no parts: the sensor chatters while the belt stands."""
+MAX_UNFIRED = 3
+"""The same for an ejector that rests at pass. Two parts never wait for it: its encoder stands while the belt runs."""
 _MS = 1_000_000
 
 
@@ -60,6 +66,12 @@ class Fifo(InFlight):
         self._slack = actuator.match.window_counts if isinstance(actuator.match, MatchByCount) else timing.tolerance
         assert not isinstance(actuator.match, MatchByWeb)  # a marker follows no parts: edge/actuators/web_marker.py
         self._answers = Answers(actuator.match)
+        self._most = MAX_UNFIRED if self._at_rest == "pass" and actuator.has_ejector else MAX_PARTS
+        self._history: CountHistory | None = None
+        if isinstance(actuator.match, MatchByCount):  # the verdict of a neighbour is at least `apart` counts off
+            apart = timing.min_spacing - actuator.match.window_counts
+            step = max(1, apart // 8)
+            self._history, self._apart = CountHistory(step, 2 * self._max_age_ns), apart - 2 * step
         self._parts: deque[_Part] = deque()
         self._last_position: int | None = None  # of the sensor's newest edge
         self._peak: int | None = None  # of the encoder
@@ -74,7 +86,7 @@ class Fifo(InFlight):
     @property
     def full(self) -> bool:
         """Whether more edges came than parts can be."""
-        return len(self._parts) >= MAX_PARTS
+        return len(self._parts) >= self._most
 
     def sense(self, seen: Seen, now_ns: int) -> None:
         """A part is at the sensor."""
@@ -146,8 +158,12 @@ class Fifo(InFlight):
     def _watch_encoder(self, now: Now) -> None:
         if not self._encoder:
             return
+        if self._history and now.count is not None:
+            self._history.add(now.ns, now.count)
         blind, self._blind = self._blind, now.count is None
         if now.count is None or blind:
+            if self._history:
+                self._history.clear()
             if self._blind is not blind:
                 self.lose("the encoder says nothing", now.ns)
         elif self._peak is None or now.count > self._peak:
@@ -197,11 +213,23 @@ class Fifo(InFlight):
                 self.lose("parts and verdicts cannot be told apart", now.ns)
             return None, "ambiguous"
         answer, number = found[0], found[0].verdict.part
-        in_order = self._by_id or self._number == number - 1
-        if not in_order:
+        doubt = ""
+        if not self._by_id and self._number != number - 1:
+            doubt = "out of order"
             self.lose("a part out of order", now.ns)
+        elif not self._counts_agree(answer):
+            doubt = "counts differ"
+            self.lose("the camera's counter and ours differ", now.ns)
         self._number = number
-        return answer, "" if in_order else "out of order"
+        return answer, doubt
+
+    def _counts_agree(self, answer: Waiting) -> bool:
+        """Whether our encoder said at the trigger what the camera's counter said then, or nobody knows: of a time so
+        long ago, or before tracking was lost, no verdict counts anyway."""
+        count, at_ns = answer.verdict.count, answer.trigger_ns
+        if self._history is None or count is None or at_ns is None:
+            return True
+        return self._history.fits(count, at_ns, answer.bound_ns, self._apart) is not False
 
     def _worth(self, answer: Waiting, now: Now) -> str:
         """Why this verdict lets nothing pass; empty: it is a PASS that counts."""

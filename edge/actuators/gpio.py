@@ -19,6 +19,7 @@ from edge.messages import Verdict
 
 if TYPE_CHECKING:
     from gpiod import Chip, EdgeEvent, LineRequest, LineSettings
+    from gpiod.line import Value
 
 __all__ = ["Gpio"]
 
@@ -31,8 +32,9 @@ _LEVELS = (Input.BIN_FULL, Input.AIR_OK, Input.COMMISSIONING)
 class Gpio:
     """Driver `gpio`."""
 
-    def __init__(self, settings: GpioDriver) -> None:
-        """Take the lines. Raises DriverError without gpiod, and for a chip or line that cannot be had."""
+    def __init__(self, settings: GpioDriver, *, eject: bool) -> None:
+        """Take the lines, the ejector's last and at the level `eject`. Raises DriverError without gpiod, and for a chip
+        or line that cannot be had."""
         self._gpiod = _gpiod()
         self._settings = settings
         self._requests: list[LineRequest] = []
@@ -41,15 +43,17 @@ class Gpio:
         try:
             with self._gpiod.Chip(str(settings.chip)) as chip:
                 self._inputs = {Input(n): chip.line_offset_from_id(i.line) for n, i in settings.inputs.items()}
-                outputs = {"ejector": settings.ejector, "line_ok": settings.line_ok}
-                wired = {name: o for name, o in outputs.items() if o}
-                self._outputs = {name: chip.line_offset_from_id(o.line) for name, o in wired.items()}
-                self._events = self._request(chip, self._input_settings(), self._inputs.values())
-                self._out = self._request(
-                    chip, [self._output_settings(o) for o in wired.values()], self._outputs.values()
-                )
-            self._names = {offset: name for name, offset in self._inputs.items()}
-            self._pending = self._levels()
+                outputs = {"line_ok": settings.line_ok, "ejector": settings.ejector}
+                self._offsets = {name: chip.line_offset_from_id(o.line) for name, o in outputs.items() if o}
+                wired = self._input_settings()
+                self._events = self._request(chip, wired, self._inputs.values()) if wired else None
+                self._names = {offset: name for name, offset in self._inputs.items()}
+                self._pending = self._levels()
+                self._outputs: dict[str, LineRequest] = {}
+                if settings.line_ok:
+                    self._outputs["line_ok"] = self._take_line_ok(chip, settings.line_ok)
+                if settings.ejector:
+                    self._outputs["ejector"] = self._take_ejector(chip, settings.ejector, eject)
         except (OSError, ValueError) as error:
             self.close()
             raise DriverError(f"{settings.chip}: {error}; gpioinfo lists its lines and who uses them") from error
@@ -60,14 +64,18 @@ class Gpio:
         if self._lost and not edges:
             lost, self._lost = self._lost, 0
             raise DriverError(f"{self._settings.chip}: {lost} edges were lost: the loop did not poll for too long")
+        timeout_s = 0 if edges else timeout_ms / 1000
+        give_up = time.monotonic() + timeout_s
         try:
             if self._events is None:
-                time.sleep(0 if edges else timeout_ms / 1000)
-            elif self._events.wait_edge_events(0 if edges else timeout_ms / 1000):
-                count = self.count()
-                edges += [self._edge(event, count) for event in self._events.read_edge_events(EVENT_BUFFER)]
+                time.sleep(timeout_s)
+            elif self._events.wait_edge_events(timeout_s):
+                events, count = self._events.read_edge_events(EVENT_BUFFER), self._count_if_any()
+                edges += [self._edge(event, count) for event in events]
         except OSError as error:
-            raise DriverError(f"{self._settings.chip}: reading edges: {error}") from error
+            if not edges:
+                time.sleep(max(0.0, give_up - time.monotonic()))
+                raise DriverError(f"{self._settings.chip}: reading edges: {error}") from error
         return edges
 
     def count(self) -> int | None:
@@ -116,19 +124,30 @@ class Gpio:
             for i in self._settings.inputs.values()
         ]
 
-    def _output_settings(self, output: GpioOutput) -> LineSettings:
+    def _output_settings(self, output: GpioOutput, value: Value) -> LineSettings:
         line = self._gpiod.line
         settings: LineSettings = self._gpiod.LineSettings(
             direction=line.Direction.OUTPUT,
             drive=line.Drive[output.drive.upper()],
             active_low=output.active_low,
-            output_value=line.Value.INACTIVE,
+            output_value=value,
         )
         return settings
 
-    def _request(self, chip: Chip, settings: list[LineSettings], offsets: Iterable[int]) -> LineRequest | None:
-        if not settings:
-            return None
+    def _take_ejector(self, chip: Chip, output: GpioOutput, eject: bool) -> LineRequest:
+        """The kernel makes the line an output at the level that is asked for, without another one in between."""
+        return self._request(chip, [self._output_settings(output, self._value(eject))], [self._offsets["ejector"]])
+
+    def _take_line_ok(self, chip: Chip, output: GpioOutput) -> LineRequest:
+        """Take the line as it is, read its level, and only then drive it, at that level: an edge would say that all is
+        well."""
+        offset = self._offsets["line_ok"]
+        as_it_is = self._gpiod.LineSettings(direction=self._gpiod.line.Direction.AS_IS, active_low=output.active_low)
+        request = self._request(chip, [as_it_is], [offset])
+        request.reconfigure_lines({offset: self._output_settings(output, request.get_value(offset))})
+        return request
+
+    def _request(self, chip: Chip, settings: list[LineSettings], offsets: Iterable[int]) -> LineRequest:
         wanted: dict[Iterable[int | str] | int | str, LineSettings | None] = dict(zip(offsets, settings, strict=True))
         if len(wanted) < len(settings):
             raise ValueError("two of the recipe's lines are one, once by its name and once by its offset")
@@ -140,13 +159,19 @@ class Gpio:
         """The inputs that are levels, as they are now."""
         if self._events is None:
             return []
-        now_ns = time.monotonic_ns()
-        active = self._gpiod.line.Value.ACTIVE
+        now_ns, active = time.monotonic_ns(), self._value(True)
         return [
             Edge(name, self._events.get_value(offset) is active, now_ns)
             for name, offset in self._inputs.items()
             if name in _LEVELS
         ]
+
+    def _count_if_any(self) -> int | None:
+        """The encoder for an edge; None where it cannot be read: the edge is told, and `count` says what is wrong."""
+        try:
+            return self.count()
+        except DriverError:
+            return None
 
     def _edge(self, event: EdgeEvent, count: int | None) -> Edge:
         if self._seqno is not None:
@@ -155,11 +180,13 @@ class Gpio:
         rising = event.event_type is event.Type.RISING_EDGE
         return Edge(self._names[event.line_offset], rising, event.timestamp_ns, count=count)
 
+    def _value(self, active: bool) -> Value:
+        value: type[Value] = self._gpiod.line.Value
+        return value.ACTIVE if active else value.INACTIVE
+
     def _set(self, output: str, on: bool) -> None:
-        value = self._gpiod.line.Value.ACTIVE if on else self._gpiod.line.Value.INACTIVE
-        assert self._out is not None  # there is an output
         try:
-            self._out.set_value(self._outputs[output], value)
+            self._outputs[output].set_value(self._offsets[output], self._value(on))
         except OSError as error:
             raise DriverError(f"{self._settings.chip}: setting {output}: {error}") from error
 

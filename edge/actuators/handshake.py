@@ -42,8 +42,10 @@ _LEVELS = {"bin_full": (ControlBit.BIN_FULL, Input.BIN_FULL), "air_ok": (Control
 class Handshake:
     """Both sides' registers, and what follows from them."""
 
-    def __init__(self, settings: ModbusDriver) -> None:
+    def __init__(self, settings: ModbusDriver, *, eject: bool) -> None:
+        """`eject`: what the bit EJECT says from the first image on."""
         self.silent = True  # until the PLC's heartbeat changes for the first time
+        self.alive = False  # until ours does
         self._settings = settings
         self._control = [0] * CONTROL_WORDS
         self._words = [0] * STATUS_WORDS
@@ -60,6 +62,13 @@ class Handshake:
         self._results: deque[list[int]] = deque()
         self._shown_ns = 0
         self._withdrawn: bool | None = None  # False: and the PLC has seen RESULTS_VALID low; None: nothing was
+        self.eject(eject)
+
+    def resume(self, image: list[int]) -> None:
+        """What an earlier start left in the PLC's own registers: HEARTBEAT and LINE_OK go on from there, and our first
+        image changes neither."""
+        self._words[StatusWord.HEARTBEAT] = image[StatusWord.HEARTBEAT]
+        self._flag(StatusBit.LINE_OK, bool(image[StatusWord.BITS] & StatusBit.LINE_OK))
 
     def written(self, offset: int, values: list[int], now_ns: int) -> list[Edge]:
         """The PLC wrote `values` from `offset` of the control block on; what that means."""
@@ -122,7 +131,7 @@ class Handshake:
         """The loop is alive: our heartbeat word changes when it is due. Returns whether it did."""
         if now_ns - self._beat_ns < self._settings.heartbeat_ms * _MS:
             return False
-        self._beat_ns = now_ns
+        self.alive, self._beat_ns = True, now_ns
         self._words[StatusWord.HEARTBEAT] = (self._words[StatusWord.HEARTBEAT] + 1) & 0xFFFF
         return True
 

@@ -15,7 +15,7 @@ from edge.actuators.settings import Actuator
 __all__ = ["UNTRACKED", "Interlocks"]
 
 UNTRACKED = frozenset(
-    {"no verdict", "ambiguous", "out of order", "tracking lost", "too close", "too young", "no count"}
+    {"no verdict", "ambiguous", "out of order", "tracking lost", "too close", "too young", "no count", "counts differ"}
 )
 """Reasons that mean that parts and verdicts were not told apart."""
 _MS = 1_000_000
@@ -29,6 +29,7 @@ class Interlocks:
         self._levels: dict[Input, bool] = {}
         self._late = self._rejects = self._untracked = self._mismatches = 0
         self._due: deque[int] = deque(maxlen=1024)  # commanded ejections: until when each must be confirmed
+        self._settled_ns = 0  # until then parts land that the ejector had nothing to do with
         self.counters: Counter[str] = Counter()
 
     def level(self, which: Input) -> bool | None:
@@ -60,7 +61,7 @@ class Interlocks:
     def late(self) -> list[tuple[Fault, str]]:
         """An action came too late; the fault if that is one too many in a row."""
         self._late += 1
-        if self._late < self._actuator.max_late:
+        if self._late < self._actuator.late_limit:
             return []
         return [(Fault.LATE, f"{self._late} actions in a row came too late")]
 
@@ -73,7 +74,7 @@ class Interlocks:
             if self._due:
                 self._due.popleft()
                 self._mismatches = 0
-            elif not held:
+            elif not held and edge.at_ns >= self._settled_ns:
                 return self._mismatch("a part in the reject bin that was not ejected")
         return []
 
@@ -89,6 +90,12 @@ class Interlocks:
         if "air_ok" in self._actuator.watch and self._levels.get(Input.AIR_OK) is False:
             faults.append((Fault.AIR, "the air pressure is too low to eject"))
         return faults
+
+    def inhibited(self, now_ns: int) -> None:
+        """The ejector rests whatever is decided: parts that land now, or are on their way, agree with no command."""
+        self._due.clear()
+        if self._actuator.confirmation:
+            self._settled_ns = now_ns + self._actuator.confirmation.within_ms * _MS
 
     def reset(self) -> None:
         """Start counting again."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Protocol
 
 import structlog
@@ -16,7 +17,7 @@ import structlog
 from edge.actuators.answers import Seen
 from edge.actuators.driver import Driver, DriverError, Edge, Fault, Input, Status
 from edge.actuators.fifo import Fifo
-from edge.actuators.in_flight import InFlight, Now
+from edge.actuators.in_flight import Decided, InFlight, Now
 from edge.actuators.interlocks import Interlocks
 from edge.actuators.latch import Latch
 from edge.actuators.panel import Panel, Request
@@ -30,7 +31,7 @@ from edge.verdict import GateState
 from edge.verdicts import Event, Gap, NewEpoch, Refused, Silence
 from edge.webs.geometry import WebGeometry
 
-__all__ = ["Channel", "Loop"]
+__all__ = ["Channel", "Loop", "safe_level"]
 
 IDLE_MS = 10
 WATCHING_MS = 2
@@ -51,6 +52,13 @@ class Channel(Protocol):
     def receive(self, timeout_ms: int | None = None) -> Event | None: ...
 
 
+def safe_level(actuator: Actuator, safe_state: str, *, inhibited: bool) -> bool:
+    """The ejector's level while nothing may pass, before the first turn and after the last: reject. An ejector that
+    rests at pass stays there where the recipe's `safe_state` leaves stopping to LINE-OK, and where commissioning mode
+    has it `inhibited`."""
+    return actuator.at_rest == "reject" or (safe_state == "reject_all" and not inhibited)
+
+
 class Loop:
     """One actuator at work. Not for several threads."""
 
@@ -67,24 +75,28 @@ class Loop:
         boot_id: str,
         commissioning: str = "",
         change_recipe: Callable[[int], None] = lambda _: None,
+        recipe_numbers: Mapping[str, int] | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
         webs: Mapping[str, WebGeometry] | None = None,
     ) -> None:
         """`safe_state`: of the recipe. `commissioning`: who asked for it at the start; empty: nobody. `webs`: of the
-        lane's stations, for a marker."""
+        lane's stations, for a marker. `recipe_numbers`: what the PLC calls recipes, by their hash."""
         self._actuator, self._driver, self._channel = actuator, driver, channel
         self._latch, self._panel, self._audit = latch, panel, audit
         self._boot_id, self._clock, self._change_recipe = boot_id, clock, change_recipe
-        self._holds = safe_state == "reject_all" or actuator.at_rest == "reject"
+        self._safe_state = safe_state
+        self._recipe_numbers, self._recipe = recipe_numbers or {}, ""
         self._log = structlog.get_logger().bind(actuator=actuator.name)
         now_ns = clock()
         self.in_flight: InFlight = WebMarker(actuator, webs, now_ns) if webs else Fifo(actuator, now_ns)
         self.interlocks = Interlocks(actuator)
         self._beat: Heartbeat | None = None
-        self._trouble = ""  # of the driver
+        self._trouble = ""  # of the driver; until a turn in which it did all that it was asked
+        self._failed = False  # since its end was looked for
         self._commissioning = ""  # who asked for it
         self._ejecting: bool | None = None  # as commanded; None: not sure
-        self._line_ok, self._line_ok_ns = False, 0
+        self._line_ok: bool | None = None  # as commanded; None: never, it stands as it was found
+        self._line_ok_ns = 0
         self._firing_until_ns = 0
         self._show_ns = self._save_ns = 0
         self._reported: Status | None = None
@@ -106,7 +118,10 @@ class Loop:
         for edge in edges:
             raised += self._take(edge, now, held)
         self.unable = self._why_unable(now.ns)
-        for decided in self.in_flight.advance(now, self.unable):
+        if self._commissioning:
+            self.interlocks.inhibited(now.ns)
+        for part in self.in_flight.advance(now, self.unable):
+            decided = _not_ejected(part) if self._commissioning else part
             raised += self.interlocks.decided(decided, now.ns)
             self._try(lambda d=decided: self._driver.tell(d.verdict, d.outcome))  # type: ignore[misc]
         raised += self.interlocks.advance(now.ns, held)
@@ -120,8 +135,9 @@ class Loop:
         self._keep(now.ns)
 
     def stop(self) -> None:
-        """Leave everything as after silence: the ejector in the safe state, LINE-OK still."""
-        self._try(lambda: self._driver.eject(self._holds))
+        """Leave everything as after silence: the ejector in the safe state, or at rest where it is inhibited; LINE-OK
+        still."""
+        self._try(lambda: self._driver.eject(self._safe_level()))
         self._panel.hide()
 
     def _poll(self) -> list[Edge]:
@@ -130,14 +146,10 @@ class Loop:
         if due_ns is not None:
             wait_ms = max(0, min(IDLE_MS, (due_ns - now_ns) // _MS))
         try:
-            edges = self._driver.poll(wait_ms)
+            return self._driver.poll(wait_ms)
         except DriverError as error:
             self._fail(error)
             return []
-        if self._trouble:
-            self._log.info("driver_works_again")
-            self._trouble = ""
-        return edges
 
     def _listen(self) -> None:
         for _ in range(EVENTS_AT_ONCE):
@@ -146,6 +158,7 @@ class Loop:
                 return
             now_ns = self._clock()
             if isinstance(event, Verdict):
+                self._recipe = event.recipe
                 self.in_flight.hear(event, *self._trigger_ns(event, now_ns), now_ns)
             elif isinstance(event, Heartbeat):
                 self._beat = event
@@ -176,7 +189,8 @@ class Loop:
                 self.in_flight.sense(Seen(edge.at_ns, count, edge.part_id), now.ns)
             return []
         if edge.input is Input.COMMISSIONING:
-            self._set_commissioning("the machine's switch" if edge.level else "", now.ns)
+            if edge.level or self.interlocks.level(edge.input):  # off from the start on, it ends nothing
+                self._set_commissioning("the machine's switch" if edge.level else "", now.ns)
         elif edge.input is Input.RESET and edge.level:
             self._reset("the machine's reset input", "pressed", now.ns)
         elif edge.input is Input.CHANGE_OVER and edge.recipe is not None:
@@ -209,24 +223,40 @@ class Loop:
     def _set_outputs(self, now: Now) -> None:
         rest = self._actuator.at_rest == "reject"
         if self._commissioning:
+            if rest and self.in_flight.parts:  # a test fire opens the way, and here comes a part
+                self._firing_until_ns = 0
             wanted = rest is (now.ns >= self._firing_until_ns)
         else:
-            wanted = self.in_flight.ejects(now) or (bool(self.unable) and self._holds)
+            wanted = self.in_flight.ejects(now) or (bool(self.unable) and self._safe_level())
         if wanted is not self._ejecting and self._try(lambda: self._driver.eject(wanted)):
             self._ejecting = wanted
+        if self._trouble:
+            self._look_for_its_end()
+            return
         mode = self._actuator.commissioning
         silent = bool(self.unable) or (bool(self._commissioning) and (mode is None or mode.line_ok == "stops"))
         if not silent and now.ns - self._line_ok_ns >= self._actuator.line_ok_ms * _MS:
-            self._line_ok_ns = now.ns
-            if self._try(lambda: self._driver.line_ok(not self._line_ok)):
-                self._line_ok = not self._line_ok
+            self._line_ok_ns, level = now.ns, not self._line_ok
+            self._line_ok = level
+            self._try(lambda: self._driver.line_ok(level))
+
+    def _look_for_its_end(self) -> None:
+        """The driver's trouble is over with a turn in which it did all that it was asked. LINE-OK is among that, at the
+        level that it has."""
+        level = self._line_ok
+        if level is not None:
+            self._try(lambda: self._driver.line_ok(level))
+        if not self._failed:
+            self._log.info("driver_works_again")
+            self._trouble = ""
+        self._failed = False
 
     def _keep(self, now_ns: int) -> None:
         """What may wait until the outputs are set: reports, requests, the disk."""
         gate = self._beat.state if self._beat else None
         fault = self._latch.first or (Fault.DRIVER if self._trouble else Fault.NONE)
         fault = fault or {"silence": Fault.SILENCE, "clock": Fault.CLOCK}.get(self.unable, Fault.NONE)
-        status = Status(gate, fault, bool(self._commissioning))
+        status = Status(gate, fault, bool(self._commissioning), self._recipe_numbers.get(self._recipe, 0))
         if status != self._reported and self._try(lambda: self._driver.report(status)):
             self._reported = status
         if self._latch.unsaved and now_ns >= self._save_ns:
@@ -254,6 +284,8 @@ class Loop:
             self._panel.answer(request, said, refused)
         elif not self._commissioning:
             self._panel.answer(request, "a test fire needs commissioning mode: in production parts are there", True)
+        elif self._actuator.at_rest == "reject" and self.in_flight.parts:
+            self._panel.answer(request, "a test fire opens the way, and parts are on it: try again without them", True)
         else:
             try:
                 self._audit.record("actuator.test_fire", request.who, actuator=self._actuator.name, why=request.why)
@@ -290,7 +322,7 @@ class Loop:
             self._log.error("audit_refused", error=str(error))
             if who:  # not without a record; leaving is safe in any case
                 return
-        self._commissioning = who
+        self._commissioning, self._firing_until_ns = who, 0
         self.in_flight.lose("commissioning", now_ns)
         self._log.warning("commissioning" if who else "production", who=who)
 
@@ -314,4 +346,12 @@ class Loop:
         if not self._trouble:
             self._log.error("driver", error=str(error))
             self.in_flight.lose("driver", self._clock())
-        self._trouble, self._ejecting = str(error), None
+        self._trouble, self._failed, self._ejecting = str(error), True, None
+
+    def _safe_level(self) -> bool:
+        return safe_level(self._actuator, self._safe_state, inhibited=bool(self._commissioning))
+
+
+def _not_ejected(part: Decided) -> Decided:
+    """What was decided, of an ejector that rests whatever it is."""
+    return replace(part, outcome=replace(part.outcome, ejected=False))

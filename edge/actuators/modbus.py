@@ -40,15 +40,18 @@ class _RefusedError(Exception):
 class Modbus:
     """Driver `modbus`. The PLC's trigger is the part sensor, its ejector hangs on our bit EJECT."""
 
-    def __init__(self, settings: ModbusDriver) -> None:
-        """Listen, or begin to connect. Raises DriverError without pymodbus, and for an address that cannot be used."""
+    def __init__(self, settings: ModbusDriver, *, eject: bool) -> None:
+        """Listen, or begin to connect. `eject`: the level at which the bit EJECT starts.
+
+        Raises DriverError without pymodbus, and for an address that cannot be used.
+        """
         try:
             import pymodbus  # noqa: F401
         except ImportError as error:
             raise DriverError("the driver modbus needs pymodbus: pip install 'maskline[plc]'") from error
         logging.getLogger("pymodbus").setLevel(logging.CRITICAL)  # what matters of it is said here
         self._settings = settings
-        self._handshake = Handshake(settings)
+        self._handshake = Handshake(settings, eject=eject and settings.ejector)
         self._ready = threading.Condition()  # guards the handshake and the edges
         self._edges: deque[Edge] = deque()
         self._lost = 0
@@ -187,6 +190,8 @@ class Modbus:
 
         if function not in _REGISTER_FUNCTIONS:
             return ExcCodes.ILLEGAL_FUNCTION
+        if not self._handshake.alive:  # the first answer is a HEARTBEAT that the PLC does not know: a change
+            return ExcCodes.DEVICE_BUSY
         control, status = self._settings.control_address, self._settings.status_address
         if values is not None:  # pymodbus lets nobody write the status block, or beyond the control block
             self._written(address - control, list(values))
@@ -228,15 +233,14 @@ class Modbus:
     async def _cycles(self, thread: LoopThread, client: AsyncModbusTcpClient) -> None:
         """Read the control block, write what has changed. The result block goes first, in one request: the PLC never
         sees RESULTS_VALID before the whole of it."""
-        place, unit = self._settings.status_address, self._settings.unit
+        place = self._settings.status_address
         result: list[int] = []
+        if self._exchanged_ns is None:
+            stood = await self._read(client, place, STATUS_WORDS)
+            with self._ready:
+                self._handshake.resume(stood)
         while not thread.stopping:
-            answer = await client.read_holding_registers(
-                self._settings.control_address, count=CONTROL_WORDS, device_id=unit
-            )
-            if answer.isError():
-                raise _RefusedError(f"reading registers from {self._settings.control_address} on: {answer}")
-            self._written(0, list(answer.registers))
+            self._written(0, await self._read(client, self._settings.control_address, CONTROL_WORDS))
             image = self._image()
             if image[RESULT] != result:
                 result = image[RESULT]
@@ -244,6 +248,12 @@ class Modbus:
             await self._write(client, place, image[: StatusWord.RESULT_HEAD])
             self._seen(image)
             await thread.woken(self._settings.cycle_ms / 1000)
+
+    async def _read(self, client: AsyncModbusTcpClient, address: int, count: int) -> list[int]:
+        answer = await client.read_holding_registers(address, count=count, device_id=self._settings.unit)
+        if answer.isError():
+            raise _RefusedError(f"reading registers from {address} on: {answer}")
+        return list(answer.registers)
 
     async def _write(self, client: AsyncModbusTcpClient, address: int, values: list[int]) -> None:
         answer = await client.write_registers(address, values, device_id=self._settings.unit)

@@ -148,6 +148,7 @@ WHY = {
     "fault": 44,
     "gate": 45,
     "not known": 46,
+    "counts differ": 47,
 }
 """Numbers never change their meaning. From 32 on they are the actuator's own reasons."""
 OTHER_WHY = 255

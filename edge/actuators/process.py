@@ -18,7 +18,7 @@ import structlog
 from edge import change_over
 from edge.actuators.drivers import open_drivers
 from edge.actuators.latch import Latch, actuator_dir
-from edge.actuators.loop import Loop
+from edge.actuators.loop import Loop, safe_level
 from edge.actuators.panel import ActuatorError, Panel, hold
 from edge.actuators.settings import Actuator, MatchByWeb
 from edge.audit import AuditTrail, audit_path
@@ -27,6 +27,7 @@ from edge.journal import boot_id
 from edge.keys import load_pair, load_public_key
 from edge.notify import Notifier
 from edge.paths import channel_endpoint
+from edge.recipes import load_recipe
 from edge.settings import Recipe
 from edge.verdicts import Channel
 from edge.webs.geometry import WebGeometry, web_geometry
@@ -58,12 +59,15 @@ def actuate(recipe: Recipe, only: str | None, state_dir: Path, runtime_dir: Path
             f"actuator {without[0]}: has no commissioning mode; the recipe must say what LINE-OK does meanwhile: "
             'commissioning = { line_ok = "stops" }'
         )
+    numbers = _recipe_numbers(recipe)
     over = threading.Event()
     before = {s: signal.signal(s, lambda *_: over.set()) for s in (signal.SIGTERM, signal.SIGINT)}
     notifier = Notifier.from_environment()
     try:
         with contextlib.ExitStack() as owned:
-            threads = [_Thread(recipe, a, state_dir, runtime_dir, commissioning, over, owned) for a in actuators]
+            threads = [
+                _Thread(recipe, numbers, a, state_dir, runtime_dir, commissioning, over, owned) for a in actuators
+            ]
             for thread in threads:
                 thread.start()
             notifier.ready()
@@ -86,6 +90,7 @@ class _Thread(threading.Thread):
     def __init__(
         self,
         recipe: Recipe,
+        recipe_numbers: dict[str, int],
         actuator: Actuator,
         state_dir: Path,
         runtime_dir: Path,
@@ -102,7 +107,8 @@ class _Thread(threading.Thread):
         audit = AuditTrail(audit_path(state_dir))
         latch = Latch(actuator_dir(state_dir, actuator.name), actuator.name, audit)
         panel = Panel(state_dir, runtime_dir, actuator.name)
-        driver = open_drivers(actuator.drivers)
+        at_start = safe_level(actuator, recipe.safe_state, inhibited=bool(commissioning))
+        driver = open_drivers(actuator.drivers, eject=at_start)
         owned.callback(driver.close)
         channel = owned.enter_context(_channel(recipe, actuator, runtime_dir))
         self._loop = Loop(
@@ -116,6 +122,7 @@ class _Thread(threading.Thread):
             boot_id=boot_id(),
             commissioning=commissioning,
             change_recipe=lambda number: _change(recipe, number, actuator.name, runtime_dir),
+            recipe_numbers=recipe_numbers,
             webs=_webs(recipe, actuator),
         )
 
@@ -142,6 +149,17 @@ class _Thread(threading.Thread):
             self._over.set()
 
 
+def _recipe_numbers(recipe: Recipe) -> dict[str, int]:
+    """What the PLC calls the recipes that it may ask for, by their hash, as their files are now."""
+    numbers = {}
+    for number, path in recipe.change_over.items():
+        try:
+            numbers[load_recipe(path).sha256] = number
+        except MasklineError as error:
+            structlog.get_logger().warning("change_over_recipe", number=number, error=str(error))
+    return numbers
+
+
 def _webs(recipe: Recipe, actuator: Actuator) -> dict[str, WebGeometry] | None:
     """What a marker's cameras see; None for an ejector."""
     if not isinstance(actuator.match, MatchByWeb):
@@ -153,6 +171,9 @@ def _channel(recipe: Recipe, actuator: Actuator, runtime_dir: Path) -> Channel:
     endpoint = actuator.channel or channel_endpoint(runtime_dir)
     pair = load_pair(actuator.client_key) if actuator.client_key else None
     line_key = load_public_key(actuator.server_key) if actuator.server_key else None
+    if actuator.insecure:
+        log = structlog.get_logger()
+        log.warning("insecure", actuator=actuator.name, channel=endpoint, who="whoever answers there is believed")
     try:
         return Channel(endpoint, line=recipe.line, name=actuator.name, pair=pair, line_key=line_key)
     except ValueError as error:

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from edge.actuators.driver_settings import GpioDriver, ModbusDriver, MqttDriver
-from edge.section import Name, Section
+from edge.section import Name, Section, beyond_loopback
 
 __all__ = [
     "Actuator",
@@ -53,7 +53,7 @@ class MatchById(Section):
 
 
 class MatchByCount(Section):
-    """One encoder is read at the camera's trigger and at the sensor."""
+    """One encoder is counted at the camera's trigger and at the sensor, from one zero on."""
 
     by: Literal["count"]
     distance_counts: Position  # from the camera's trigger to the sensor
@@ -111,9 +111,10 @@ class Actuator(Section):
     min_age_ms: int = Field(default=0, ge=0, le=3_600_000)  # nothing gets from the camera to the ejector faster
     channel: str = Field(default="", pattern=r"^(|(ipc|tcp)://.+)$")  # of the line; default: the line on this machine
     server_key: Path | None = None  # with tcp://: the line's public key; see `maskline keys`
-    client_key: Path | None = None
+    client_key: Path | None = None  # ours; the two go together
+    insecure: bool = False  # take verdicts from another machine without keys: whoever answers there is believed
     line_ok_ms: int = Field(default=50, ge=5, le=10_000)  # LINE-OK changes so often
-    max_late: int = Field(default=3, ge=1, le=10_000)  # so many actions in a row that came too late are a fault
+    max_late: int = Field(default=3, ge=1, le=10_000)  # so many late actions in a row are a fault; one, at rest at pass
     max_rejects: int | None = Field(default=None, ge=1, le=1_000_000)  # so many in a row are a fault; absent: no limit
     # So many parts in a row rejected because tracking was lost are a fault; absent: no limit. More than twice the parts
     # between camera and sensor, or a start with a full belt is one.
@@ -122,15 +123,28 @@ class Actuator(Section):
     confirmation: Confirmation | None = None
     commissioning: Commissioning | None = None  # absent: there is no such mode
 
+    @property
+    def has_ejector(self) -> bool:
+        """Whether one of the drivers acts; otherwise a PLC is told, and acts."""
+        return any(d.ejects for d in self.drivers)
+
+    @property
+    def late_limit(self) -> int:
+        """So many late actions in a row are a fault: where the ejector rests at pass, each lets a part escape."""
+        return 1 if self.at_rest == "pass" and self.has_ejector else self.max_late
+
     @model_validator(mode="after")
     def _rules(self) -> Actuator:
         ejectors = sum(d.ejects for d in self.drivers)
-        if ejectors > 1 or (ejectors == 0 and not isinstance(self.match, MatchById)):
+        told = any(isinstance(d, ModbusDriver) for d in self.drivers)
+        if ejectors > 1 or (ejectors == 0 and (isinstance(self.match, MatchByWeb) or not told)):
             raise ValueError(
-                f'{ejectors} of its drivers have an ejector; expected one, or with match.by = "id" none: then a PLC '
-                "acts upon the results that it is told"
+                f"{ejectors} of its drivers have an ejector; expected one, or none where a PLC (modbus) acts upon the "
+                "results that it is told"
             )
-        self._one_part_at_a_time(ejectors)
+        if ejectors or not isinstance(self.match, MatchById):
+            self._one_part_at_a_time()
+        self._only_from_us()
         if self.min_age_ms >= self.max_age_ms:
             raise ValueError(f"min_age_ms = {self.min_age_ms} is not less than max_age_ms = {self.max_age_ms}")
         if isinstance(self.match, MatchById):
@@ -150,9 +164,18 @@ class Actuator(Section):
             )
         return self
 
-    def _one_part_at_a_time(self, ejectors: int) -> None:
+    def _only_from_us(self) -> None:
+        if (self.server_key is None) != (self.client_key is None):
+            raise ValueError("server_key and client_key go together: with one of them nothing is encrypted")
+        if beyond_loopback(self.channel) and self.server_key is None and not self.insecure:
+            raise ValueError(
+                f"channel = {self.channel}: on the way from another machine anybody could say PASS; name server_key "
+                "and client_key (maskline keys new), or believe whoever answers there (insecure = true)"
+            )
+
+    def _one_part_at_a_time(self) -> None:
         timing = self.timing
-        if ejectors and timing.delay + timing.pulse > timing.min_spacing:
+        if timing.delay + timing.pulse > timing.min_spacing:
             raise ValueError(
                 f"timing: delay + pulse = {timing.delay + timing.pulse} {timing.unit}, more than min_spacing = "
                 f"{timing.min_spacing}: the next part would pass the sensor before this one is dealt with, and an "

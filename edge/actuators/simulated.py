@@ -22,13 +22,15 @@ QUEUE_MESSAGES = 1000
 class Simulated:
     """Inputs and outputs of the conveyor; see `edge.actuators.driver.Driver`."""
 
-    def __init__(self, settings: SimulatedDriver) -> None:
+    def __init__(self, settings: SimulatedDriver, *, eject: bool) -> None:
+        """`eject`: the level at which the ejector starts."""
         self._endpoint = settings.endpoint
         self._context = zmq.Context()
         self._heard_ns = time.monotonic_ns()
         self._again_ns = 0
         self._count: int | None = None
         self._connect()
+        self.eject(eject)
 
     def poll(self, timeout_ms: int) -> list[Edge]:
         """See the Protocol. Raises DriverError when the conveyor says nothing any more."""

@@ -49,7 +49,7 @@ source = {{ kind = "conveyor", triggers = "independent", endpoint = "{endpoint}"
 name = "{actuator}"
 lane = "cam"
 drivers = [{{ kind = "simulated", endpoint = "{endpoint}" }}]
-at_rest = "reject"
+at_rest = "{at_rest}"
 match = {{ by = "{by}"{match} }}
 timing = {{ unit = "{unit}", delay = {delay}, pulse = {pulse}, tolerance = {tolerance}, min_spacing = {min_spacing} }}
 max_age_ms = {max_age_ms}
@@ -69,8 +69,8 @@ def conveyor_recipe(
     safe_state: str = "reject_all",
     extra: str = "",
 ) -> Path:
-    """Write the recipe for a conveyor: what the ejector must know of its geometry follows from `belt`. `extra`: more
-    fields of the actuator, then other sections."""
+    """Write the recipe for a conveyor: what the ejector must know of its geometry follows from `belt`. It rests where
+    it springs to. `extra`: more fields of the actuator, then other sections."""
     unit = "ms" if by == "time" else "counts"
     per_mm = 1000 / belt.speed_mm_s if unit == "ms" else belt.counts_per_mm
     way_mm, last_mm = belt.sensor_mm - belt.camera_mm, belt.ejector_mm - belt.sensor_mm
@@ -88,6 +88,7 @@ def conveyor_recipe(
         safe_state=safe_state,
         endpoint=endpoint,
         actuator=ACTUATOR,
+        at_rest=belt.springs_to,
         by=by,
         match=match,
         unit=unit,

@@ -103,10 +103,13 @@ def write_recipe(folder: Path, **fields: object) -> Path:
     return path
 
 
-def run_line(recipe: Path, timeout_s: float) -> list[Verdict]:
-    """Run the line to its end; its verdicts. Raises RuntimeError with its log when it fails."""
+def run_line(recipe: Path, timeout_s: float, runtime_dir: Path | None = None) -> list[Verdict]:
+    """Run the line to its end; its verdicts. Raises RuntimeError with its log when it fails.
+
+    Its sockets lie in `runtime_dir`, where the recipe's folder has too long a name for them.
+    """
     folder = recipe.parent
-    with RunningLine(recipe, folder / "state", folder / "run") as line:
+    with RunningLine(recipe, folder / "state", runtime_dir or folder / "run") as line:
         if line.wait(timeout_s) != 0:
             raise RuntimeError(f"the line failed:\n{line.log.read_text()}")
     return journal_verdicts(folder / "state")

@@ -1,9 +1,9 @@
 """A line that records against the same line that does not: what the disk costs the verdicts, and whether all of it is
 recorded.
 
-Frames of 2448x2048 mono at 20 per second, as in `maskline bench pipeline`, raw onto the disk of the temporary folder,
-beside the journal: 100 MB/s, and record slots for 1.6 s of a disk that stands. Runs with and without take turns; the
-medians count, and every drop.
+Frames of 2448x2048 mono at 20 per second, as in `maskline bench pipeline`, raw onto the disk of the current folder,
+beside the journal: 100 MB/s, and record slots for 1.6 s of a disk that stands. (The temporary folder may lie in memory,
+which is no disk.) Runs with and without take turns; the medians count, and every drop.
 """
 
 from __future__ import annotations
@@ -52,11 +52,14 @@ def _round(frames: int) -> dict[str, float]:
 
 def _line(frames: int, section: str) -> tuple[list[float], dict[str, float]]:
     """Milliseconds from trigger to verdict, and what was recorded. The line has no other work."""
-    with tempfile.TemporaryDirectory(prefix="ml-") as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="maskline-bench-", dir=Path.cwd()) as folder,
+        tempfile.TemporaryDirectory(prefix="ml-") as runtime_dir,
+    ):
         recipe = write_recipe(Path(folder), rate_hz=RATE_HZ, parts=frames)
         text = recipe.read_text(encoding="utf-8")
         recipe.write_text(text.replace("[[stations]]", f"{section}[[stations]]"), encoding="utf-8")
-        verdicts = run_line(recipe, frames / RATE_HZ + 60)
+        verdicts = run_line(recipe, frames / RATE_HZ + 60, Path(runtime_dir))
         answered = [v for v in verdicts if v.decision is not Decision.UNINSPECTED]
         missing = frames - len(answered)
         files = _recorded(Path(folder) / "state" / "recordings", frames, missing) if section else {}

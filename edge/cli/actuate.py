@@ -31,15 +31,19 @@ def actuate(
     ] = False,
     state_dir: StateDir = None,
 ) -> None:
-    """Drive the ejectors of a line until it is stopped (SIGTERM, Ctrl-C): reject whatever has no timely PASS."""
+    """Drive the ejectors of a line until it is stopped (SIGTERM, Ctrl-C): reject whatever has no timely PASS.
+
+    With the recipe that the line on this machine changed over to last, if it did.
+    """
     from edge.actuators.process import actuate as run
     from edge.audit import operator
+    from edge.change_over import recipe_to_run
     from edge.logs import configure_logs
     from edge.paths import runtime_dir
 
     configure_logs("actuate")
-    resolved, state = _line(recipe, state_dir)
-    run(resolved, only, state, runtime_dir(resolved.line), operator() if commissioning else "")
+    given, state = _line(recipe, state_dir)
+    run(recipe_to_run(given, state), only, state, runtime_dir(given.line), operator() if commissioning else "")
 
 
 @actuators.command()

@@ -75,7 +75,9 @@ def replay_fleet(
     if json_path:
         write_json(json_path, figures(rows, time.monotonic() - began))
     if bad := sum(not r.state.good for r in rows):
-        raise MasklineError(f"{bad} of {len(rows)} recordings are not as expected, or could not be replayed: {report}")
+        raise MasklineError(
+            f"{bad} of {len(rows)} recordings are not as expected, or could not be compared or replayed: {report}"
+        )
 
 
 def _pool(work: Work, ray: str | None, workers: int | None) -> Pool:

@@ -10,6 +10,7 @@ from rich.console import Console
 
 if TYPE_CHECKING:
     from calib.calibration import Calibration
+    from edge.replay.compare import Comparison
     from edge.replay.run import ReplayOptions, ReplayResult
     from edge.settings import Recipe
 
@@ -26,7 +27,8 @@ def replay(
         Literal["1", "max"], typer.Option(help="1: live, at the recorded times; max: lossless, as fast as it goes.")
     ] = "max",
     compare: Annotated[
-        bool, typer.Option("--compare", help="Compare with what was recorded, or with --reference; 1 if it differs.")
+        bool,
+        typer.Option("--compare", help="With what was recorded, or with --reference; 1 if it differs or cannot be."),
     ] = False,
     reference: Annotated[Path | None, typer.Option(help="A file of references, to compare with or to update.")] = None,
     update_reference: Annotated[
@@ -42,7 +44,10 @@ def replay(
     tolerance: Annotated[
         float | None, typer.Option(min=0, max=1, help="Scores may differ by this share of the threshold.")
     ] = None,
-    diff: Annotated[Path, typer.Option(help="Where all differences go, if there are any.")] = Path("replay-diff.txt"),
+    diff: Annotated[
+        Path | None,
+        typer.Option(help="Where all differences of one recording go, if there are any; default: replay-diff.txt."),
+    ] = None,
     report: Annotated[
         Path | None,
         typer.Option(
@@ -67,14 +72,13 @@ def replay(
     """
     from edge.bench import write_json
     from edge.cli.fleet import recording_paths, replay_fleet, require_one
-    from edge.errors import MasklineError
-    from edge.replay.differences import long_text
+    from edge.replay.alone import require_alone
     from edge.replay.run import ReplayOptions
 
     paths = recording_paths(recordings)
     recording, several = paths[0], len(paths) > 1 or ray is not None
     if several:
-        require_one(reference=reference, update_reference=update_reference, out=out)
+        require_one(reference=reference, update_reference=update_reference, out=out, diff=diff)
     another = bool(recipe or calibration) and not (compare or update_reference or process)
     what_if = another and not several and (reference is not None or _has_verdicts(recording))
     options = ReplayOptions(
@@ -86,6 +90,8 @@ def replay(
         ignore=_fields(ignore or []),
         out=out,
     )
+    if process is not None:
+        require_alone(process, options)
     console = Console(soft_wrap=True)
     if several:
         replay_fleet(
@@ -108,9 +114,8 @@ def replay(
         _update(reference, result, console)
     if what_if:
         _report(recording, options, result, report or Path("what-if.html"), console)
-    elif result.comparison and not result.comparison.same:
-        diff.write_text(long_text(result.comparison, f"{recording}: {result.line}"), encoding="utf-8")
-        raise MasklineError(f"{recording}: not what was expected; all differences: {diff}")
+    elif result.comparison:
+        _require_same(recording, result.line, result.comparison, diff or Path("replay-diff.txt"))
 
 
 def _recipe(given: str | None) -> Recipe | None:
@@ -195,6 +200,24 @@ def _update(reference: Path, result: ReplayResult, console: Console) -> None:
 
     write_references(reference, References(Path(result.recording).name, machine(), result.outcomes))
     console.print(f"References: {reference}")
+
+
+def _require_same(recording: Path, line: str, found: Comparison, diff: Path) -> None:
+    """Raise MasklineError where anything differs, or where nothing says that it does not."""
+    from edge.errors import MasklineError, ResourceError
+    from edge.replay.differences import long_text
+
+    if not found.same:
+        try:
+            diff.write_text(long_text(found, f"{recording}: {line}"), encoding="utf-8")
+        except OSError as error:
+            raise ResourceError(f"{diff}: cannot write the differences: {error.strerror or error}") from error
+        raise MasklineError(f"{recording}: not what was expected; all differences: {diff}")
+    if not found.parts:
+        raise MasklineError(
+            f"{recording}: nothing was compared: {found.apart_parts} parts are told apart, for the reasons above, and "
+            "there are no others, so this says nothing of the line"
+        )
 
 
 def _report(recording: Path, options: ReplayOptions, result: ReplayResult, report: Path, console: Console) -> None:

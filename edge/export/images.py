@@ -7,6 +7,7 @@ only; the boxes that the line drew are in parts.csv.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 from collections import Counter
 from collections.abc import Sequence
@@ -45,10 +46,10 @@ def export_images(paths: Sequence[Path], out: Path, progress: Progress = lambda 
     said: list[str] = []
     with folder_made_whole(out) as made:
         for station in recordings.stations:
-            category, met = _Category(made / station), StationParts(station)
-            for view in recordings.views(met, progress):
-                category.add(view)
-            category.close()
+            met = StationParts(station)
+            with contextlib.closing(_Category(made / station)) as category:
+                for view in recordings.views(met, progress):
+                    category.add(view)
             said += [f"{station}: {category.summary()}", *met.remarks()]
         if not any(made.glob("*/*/")):
             raise SourceError(f"{', '.join(map(str, paths))}: no frame in it that could be exported")
@@ -114,7 +115,7 @@ def _suffix(view: RecordedView) -> str:
 def _mask(truth: RecordedTruth, image: Image) -> Image | None:
     """Where the defect is, 0 or 255 [H, W, 1]; None where that is not known, or does not fit its image."""
     try:
-        mask = truth.mask()
+        mask = truth.mask(image.shape[0] * image.shape[1])
     except BadImageError:
         return None
     return mask[..., None].astype(np.uint8) * 255 if mask is not None and mask.shape == image.shape[:2] else None

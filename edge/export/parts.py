@@ -16,8 +16,10 @@ from edge.errors import SourceError
 from edge.messages import Boxes, View, ViewResult
 from edge.recorder.open_recording import END
 from edge.recording import RecordedFrame, RecordedTrigger, RecordedTruth, Recording
+from edge.settings import Station
 from edge.sources import Image
-from edge.sources.images import BadImageError, quiet_opencv
+from edge.sources.folder import max_pixels
+from edge.sources.images import MAX_PIXELS, BadImageError, quiet_opencv
 from edge.verdict import Decision, Reason
 
 __all__ = ["Progress", "RecordedView", "Recordings", "Said", "StationParts", "folder_made_whole", "safe_name"]
@@ -117,7 +119,10 @@ class Recordings:
         return [f"{recording.path}: {what}" for recording in self._all for what in recording.damage]
 
     def _views_of(self, recording: Recording, met: StationParts, progress: Progress) -> Iterator[RecordedView]:
-        truths, rows_above = recording.truths(met.station), _rows_above(recording, met.station)
+        truths, station = recording.truths(met.station), _station(recording, met.station)
+        # Boxes count from the rows above each frame of a web, which are those of the one before, and not in it.
+        rows_above = station.web.overlap_px if station and station.web else 0
+        most_pixels = max_pixels(station.frame) if station else MAX_PIXELS
         run, last = self._runs[recording.path], -1
         for event in recording.events(met.station):
             if isinstance(event, RecordedTrigger):
@@ -127,7 +132,7 @@ class Recordings:
             try:
                 if event.number <= last:
                     raise BadImageError(f"follows part {last}")
-                image = event.decode()
+                image = event.decode(most_pixels)
             except BadImageError as error:
                 met.bad.append(f"{recording.path.name}: part {event.number}: {error}")
                 continue
@@ -171,13 +176,12 @@ def _whole(boxes: Boxes) -> Boxes:
     return [box for box in boxes if len(box) == 4]
 
 
-def _rows_above(recording: Recording, station: str) -> int:
-    """Rows of the frame before above each frame of a web, which boxes count from; they are not recorded again."""
+def _station(recording: Recording, name: str) -> Station | None:
+    """What the recipe of a recording says of a station; None without one, as in an import."""
     with contextlib.suppress(SourceError, KeyError):
         recipe = recording.recipe()
-        web = recipe.station(station).web if recipe else None
-        return web.overlap_px if web else 0
-    return 0
+        return recipe.station(name) if recipe else None
+    return None
 
 
 def safe_name(name: str) -> str:

@@ -140,7 +140,7 @@ def _draw_box(picture: Picture, box: Sequence[int], factor: float) -> None:
 def _draw_truth(picture: Picture, view: RecordedView) -> None:
     """Outline what is defective in truth, where that is known."""
     try:
-        mask = view.truth.mask() if view.truth else None
+        mask = view.truth.mask(view.image.shape[0] * view.image.shape[1]) if view.truth else None
     except BadImageError:
         return
     if mask is None:

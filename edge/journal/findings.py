@@ -57,6 +57,7 @@ class Verified:
     open_triggers: int = 0
     heads: list[HeadsSeen] = field(default_factory=list)
     tombstones: list[Tombstone] = field(default_factory=list)
+    skipped: list[tuple[int, int]] = field(default_factory=list)  # numbers that power cuts may have taken
     segments: list[Verified] = field(default_factory=list)
     proved: int = 0  # all up to this verdict, by a head that matched
     troubles: list[str] = field(default_factory=list)
@@ -104,6 +105,8 @@ def account(found: Verified) -> Iterator[str]:
     for stone in found.tombstones:
         checked = "" if Path(stone.file).name in shown else "; not looked at: name it with --segment"
         yield f"  {stone.first} to {stone.last} retired {utc_text(stone.utc_ns)} by {stone.who}: {stone.file}{checked}"
+    for first, last in found.skipped:
+        yield f"  {first} to {last} were skipped: a power cut may have taken verdicts with the first of these numbers"
     if found.left_over:
         yield f"  {found.left_over} retired verdicts are still there: the next `journal retire` deletes them"
     for seen in found.heads:

@@ -21,7 +21,7 @@ from edge.audit import AuditTrail, audit_path
 from edge.errors import ResourceError
 from edge.journal.export import put_in_place
 from edge.journal.heads import heads_path
-from edge.journal.schema import Head, create, epoch_of, newest, open_for_reading, origin, topics
+from edge.journal.schema import Head, create, epoch_of, open_for_reading, origin, skipped, topics
 from edge.journal.select import PAGE, Row
 from edge.journal.verify import file_sha256, verify
 from edge.journal.writer import Journal
@@ -127,10 +127,11 @@ def _delete_some(db: sqlite3.Connection) -> bool:
 
 def _last_before(db: sqlite3.Connection, before_ns: int) -> Head:
     """The last verdict of those from before a time that no later one stands before."""
-    stays = db.execute("SELECT min(seq) FROM verdicts WHERE decided_utc_ns >= ?", (before_ns,)).fetchone()[0]
-    if stays is None:
-        return newest(db)
-    row = db.execute("SELECT seq, chain FROM verdicts WHERE seq < ? ORDER BY seq DESC LIMIT 1", (stays,)).fetchone()
+    row = db.execute(
+        "SELECT seq, chain FROM verdicts "
+        "WHERE seq < coalesce((SELECT min(seq) FROM verdicts WHERE decided_utc_ns >= ?), ?) ORDER BY seq DESC LIMIT 1",
+        (before_ns, (1 << 63) - 1),
+    ).fetchone()
     return Head(*row) if row else origin(db)
 
 
@@ -160,6 +161,8 @@ def _write_segment(db: sqlite3.Connection, before: Head, last: Head, path: Path)
         segment.execute("PRAGMA synchronous=OFF")
         create(segment, epoch_of(db))
         segment.execute("BEGIN")
+        if holes := [(first, end) for first, end in skipped(db) if end < last.seq]:
+            segment.execute("INSERT INTO meta VALUES ('skipped', ?)", (json.dumps(holes),))
         for stone in db.execute("SELECT * FROM retired ORDER BY first_seq"):
             segment.execute("INSERT INTO retired VALUES (?,?,?,?,?,?,?,?,?)", stone)
         for table, rows in _leaving(db, before.seq + 1, last.seq):
@@ -175,7 +178,8 @@ def _write_segment(db: sqlite3.Connection, before: Head, last: Head, path: Path)
         for table, rows in _leaving(segment, before.seq + 1, last.seq):
             read.update(repr((table, rows)).encode())
         count = segment.execute("SELECT count(*) FROM verdicts").fetchone()[0]
-    if read.digest() != written.digest() or count != last.seq - before.seq:
+    there = db.execute("SELECT count(*) FROM verdicts WHERE seq > ? AND seq <= ?", (before.seq, last.seq)).fetchone()[0]
+    if read.digest() != written.digest() or count != there:
         raise ResourceError(f"{part}: what was read back is not what was written; nothing was deleted")
     put_in_place(part, path)
     return file_sha256(path)
@@ -184,7 +188,7 @@ def _write_segment(db: sqlite3.Connection, before: Head, last: Head, path: Path)
 def _prove(made: Retired) -> None:
     """The segment by itself is whole: its chain, its columns, its triggers, the heads that were kept."""
     found = verify(made.file, [heads_path(made.file)])
-    if found.troubles or (found.first, found.last) != (made.first, made.last):
+    if found.troubles or found.last != made.last:
         why = found.troubles[0] if found.troubles else f"it holds records {found.first} to {found.last}"
         raise ResourceError(f"{made.file}: {why}; nothing was deleted, `maskline journal verify` says more")
 

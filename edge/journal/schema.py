@@ -5,6 +5,9 @@ the SHA-256 of the epoch. So the chain of one verdict, its head, stands for it a
 head elsewhere can prove them. Triggers and late results are not chained.
 
 Verdicts that were retired leave a tombstone, from which the chain goes on.
+
+No number is given twice. A power cut may take the newest verdicts, which others have acted upon; numbers that those may
+have had are skipped, and the chain goes on from the verdict before them.
 """
 
 from __future__ import annotations
@@ -18,9 +21,27 @@ from urllib.parse import quote
 
 from edge.errors import ResourceError
 
-__all__ = ["SCHEMA_VERSION", "Head", "create", "epoch_of", "first_seq", "link", "newest", "open_for_reading", "topics"]
+__all__ = [
+    "LOST_AT_MOST",
+    "SCHEMA_VERSION",
+    "Head",
+    "begin",
+    "create",
+    "end",
+    "epoch_of",
+    "first_seq",
+    "link",
+    "newest",
+    "open_for_reading",
+    "skipped",
+    "topics",
+]
 
 SCHEMA_VERSION = 2
+
+LOST_AT_MOST = 1_000_000
+"""So many numbers are skipped behind a power cut. It cannot have taken more verdicts: a gate whose disk is behind by
+more than `journal.max_lag_ms`, a minute at most, publishes nothing."""
 
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -104,9 +125,36 @@ def origin(db: sqlite3.Connection) -> Head:
 
 
 def newest(db: sqlite3.Connection) -> Head:
-    """The newest verdict, there or retired; that of `origin` when there is none."""
+    """The newest number that was given or skipped, and the chain of the newest verdict, there or retired; that of
+    `origin` when there is none."""
     row = db.execute("SELECT seq, chain FROM verdicts ORDER BY seq DESC LIMIT 1").fetchone()
-    return Head(*row) if row else origin(db)
+    head = Head(*row) if row else origin(db)
+    return Head(max(head.seq, *(last for _, last in skipped(db)), 0), head.chain)
+
+
+def skipped(db: sqlite3.Connection) -> list[tuple[int, int]]:
+    """The numbers, first and last of each row of them, that no verdict has because of a power cut."""
+    row = db.execute("SELECT value FROM meta WHERE key='skipped'").fetchone()
+    return [(int(first), int(last)) for first, last in json.loads(row[0])] if row else []
+
+
+def begin(db: sqlite3.Connection, boot_id: str) -> None:
+    """Note that a gate writes from now on. It must be durable before a verdict is published.
+
+    If one of another boot began and never ended, the machine went down under it: the numbers that it may have given to
+    verdicts that are not here are skipped.
+    """
+    before = db.execute("SELECT value FROM meta WHERE key='written_in'").fetchone()
+    if before is not None and before[0] != boot_id:
+        first = newest(db).seq + 1
+        rows = json.dumps([*skipped(db), (first, first + LOST_AT_MOST - 1)])
+        db.execute("INSERT OR REPLACE INTO meta VALUES ('skipped', ?)", (rows,))
+    db.execute("INSERT OR REPLACE INTO meta VALUES ('written_in', ?)", (boot_id,))
+
+
+def end(db: sqlite3.Connection) -> None:
+    """Note that all that was published is durable, and that no gate writes any more."""
+    db.execute("DELETE FROM meta WHERE key='written_in'")
 
 
 def first_seq(db: sqlite3.Connection) -> int:

@@ -16,7 +16,7 @@ from edge.journal.connection import is_written
 from edge.journal.findings import HeadsSeen, Tombstone, Verified, utc_text
 from edge.journal.heads import KeptHead, heads_path, read_heads
 from edge.journal.rows import COLUMNS, columns_of
-from edge.journal.schema import Head, epoch_of, link, newest, open_for_reading, origin
+from edge.journal.schema import Head, epoch_of, link, newest, open_for_reading, origin, skipped
 from edge.journal.select import Row, pages
 from edge.messages import ProtocolError, Verdict, decode
 
@@ -48,6 +48,7 @@ def verify(path: Path, heads: Iterable[Path] = (), segments: Iterable[Path] = ()
         try:
             found.epoch = epoch_of(db)
             found.tombstones = _tombstones(db)
+            found.skipped = skipped(db)
             _Walk(db, found, kept).walk()
             _triggers(db, found)
         except (sqlite3.Error, TypeError) as error:
@@ -116,6 +117,8 @@ class _Walk:
                     found.left_over += 1
                     continue
                 if seq != want:
+                    want = self._behind_skipped(want)
+                if seq != want:
                     self._missing(want, seq - 1)
                     chains = set()
                 links = {link(c, payload) for c in chains}
@@ -131,8 +134,17 @@ class _Walk:
                 want, self._last = seq + 1, row
         if self._last:
             found.last, found.last_utc_ns = self._last[0], self._last[12]
-        self._beyond(want - 1)
+        self._beyond(self._behind_skipped(want) - 1)
         found.proved = self._proved
+
+    def _behind_skipped(self, want: int) -> int:
+        """The number that follows, where the next ones were skipped. A gate that has given none of its own yet tells
+        the last of them with the chain of the verdict before."""
+        for first, last in self._found.skipped:
+            if first == want:
+                self._check_heads(last, _bytes(self._last[_CHAIN]) if self._last else self._origin.chain)
+                want = last + 1
+        return want
 
     def _missing(self, first: int, last: int) -> None:
         what = f"record {first} is" if first == last else f"records {first} to {last} are"
@@ -169,19 +181,27 @@ class _Walk:
 
     def _beyond(self, last: int) -> None:
         """Heads of verdicts that are not there: before the first, or behind the last."""
-        cut = 0
+        cut = lost = 0
         for seq in sorted(self._heads):
             for seen, _ in self._heads[seq]:
                 if seq <= self._origin.seq:
                     seen.not_reached += 1
                 elif seq > last:
                     cut = max(cut, seq)
+                elif any(first <= seq <= end for first, end in self._found.skipped):
+                    lost = max(lost, seq)
         if cut:
             seen, head = self._heads[cut][0]
             where = f"behind {named(self._last)}" if self._last else "all that there was"
             self._found.trouble(
                 f"records {last + 1} to {cut} are cut off, {where}: {seen.source} has the head of record {cut}, "
                 f"{head.utc}"
+            )
+        if lost:
+            seen, head = self._heads[lost][0]
+            self._found.trouble(
+                f"{seen.source} has the head of record {lost}, {head.utc}, which is not there: a power cut took it, or "
+                "it was cut off"
             )
         for seen in self._found.heads:
             known = seen.matched or seen.not_reached or self._found.tombstones

@@ -12,20 +12,22 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import json
 import os
 import secrets
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from edge.errors import ResourceError
 from edge.journal.ballast import Ballast, is_full
 from edge.journal.connection import LOCK_PATIENCE_S, boot_id, checkpoint, connect, lock
 from edge.journal.heads import HeadsFile, heads_path
-from edge.journal.schema import create, newest, origin, require_schema, topics
+from edge.journal.schema import begin, create, end, newest, origin, require_schema, topics
 
 __all__ = ["Journal", "JournalBlockedError", "JournalBusyError", "JournalFullError", "OpenTrigger", "boot_id"]
 
@@ -56,7 +58,8 @@ class JournalBusyError(JournalBlockedError):
     trouble = "another program has locked the journal: it cannot be written"
 
 
-class OpenTrigger(NamedTuple):
+@dataclass(frozen=True)
+class OpenTrigger:
     """A trigger that has no verdict yet."""
 
     run: int
@@ -65,6 +68,7 @@ class OpenTrigger(NamedTuple):
     lane: str
     at_ns: int
     seen_utc_ns: int
+    count: int | None
     part_id: int | None
 
 
@@ -83,7 +87,8 @@ class Journal:
             self._db = self._open()
             self.epoch = self.meta("epoch")
             self.head = newest(self._db)
-            """The newest verdict that is final; whoever writes verdicts sets it."""
+            """The newest verdict that is final, or number that was skipped; whoever writes verdicts sets it."""
+            self._begun = False
             self.ballast = Ballast(path.with_suffix(".ballast"), reserve_mib << 20)
         except BaseException:
             os.close(self._lock)
@@ -119,9 +124,14 @@ class Journal:
         return str(row[0]) if row else ""
 
     def run(self, server_id: int, recipe_sha256: str, recipe: str) -> int:
-        """The number of this start of the line; a gate that was restarted gets the number of its predecessor."""
+        """The number of this start of the line; a gate that was restarted gets the number of its predecessor.
+
+        To be called before a verdict is published: if there was a power cut, `head` moves behind all numbers that may
+        have been given before it.
+        """
 
         def write(db: sqlite3.Connection) -> int:
+            begin(db, boot_id())
             db.execute(
                 "INSERT OR IGNORE INTO runs (server_id, started_utc_ns, boot_id, recipe_sha256, recipe) "
                 "VALUES (?,?,?,?,?)",
@@ -132,10 +142,20 @@ class Journal:
         give_up = time.monotonic() + LOCK_PATIENCE_S
         while True:
             try:
-                return self.write(write)
+                number = self._write_durably(write)
+                self.head, self._begun = newest(self._db), True
+                return number
             except JournalBusyError:
                 if time.monotonic() > give_up:
                     raise
+
+    def _write_durably(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
+        """`write`, and wait for the disk: the commit syncs the log, with all that stands in it."""
+        self._db.execute("PRAGMA synchronous=FULL")
+        try:
+            return self.write(work)
+        finally:
+            self._db.execute("PRAGMA synchronous=NORMAL")
 
     def write(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
         """Run `work` in one transaction, all of it or nothing. When the disk is full the ballast is given up, once.
@@ -197,11 +217,17 @@ class Journal:
     def open_triggers(self) -> list[OpenTrigger]:
         """Every trigger that was seen and never answered, oldest first."""
         rows = self._db.execute(
-            "SELECT t.run, t.station, t.number, t.lane, t.at_ns, t.seen_utc_ns, t.part_id "
+            "SELECT t.run, t.station, t.number, t.lane, t.at_ns, t.seen_utc_ns, t.count, t.part_id "
             "FROM triggers t LEFT JOIN verdicts v "
             "ON v.run = t.run AND v.lane = t.lane AND v.part = t.number WHERE v.seq IS NULL ORDER BY t.run, t.at_ns"
         )
         return [OpenTrigger(*row) for row in rows]
+
+    def lane_views(self, run: int, lane: str) -> tuple[str, ...]:
+        """The stations that saw a part of this lane in that run, in the order of its recipe."""
+        (recipe,) = self._db.execute("SELECT recipe FROM runs WHERE run=?", (run,)).fetchone() or ("{}",)
+        stations = json.loads(recipe).get("stations", [])
+        return tuple(s["name"] for s in stations if s["lane"] == lane)
 
     def next_numbers(self, run: int) -> dict[str, int]:
         """Per station the first trigger number that was not seen in this run."""
@@ -226,6 +252,9 @@ class Journal:
         """Make all durable, keep the last head, and let go of the lock."""
         self._stop.set()
         self._committer.join()
+        if self._begun and not self.failure:
+            with contextlib.suppress(ResourceError, sqlite3.Error):  # then the next boot skips numbers for nothing
+                self._write_durably(end)
         self._db.close()
         os.close(self._lock)
 

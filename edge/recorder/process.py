@@ -29,9 +29,12 @@ __all__ = ["Record", "about_recipe", "lost_with_an_earlier_one", "roll_folder", 
 
 SWEEP_NS = 250_000_000
 BEHIND_NS = 5_000_000_000
-"""So long after a frame was left out the recording counts as behind."""
+"""So long after a frame or a message was left out the recording counts as behind."""
 FINISH_S = 1.5
 """Within the supervisor's budget for an end."""
+JOIN_S = 5.0
+"""So long the first heartbeat is waited for, before parts are triggered: what the gate publishes before a subscription
+has reached it is lost without a trace."""
 QUIET_MS = 100
 """At the end of the line: when nothing came for so long, nothing is on its way."""
 
@@ -119,18 +122,19 @@ class Record:
         self._say_how_it_goes(now_ns)
 
     def _say_how_it_goes(self, now_ns: int) -> None:
-        """Put counters and trouble where the gate sees them; say in the log when frames begin to be left out."""
+        """Put counters and trouble where the gate sees them; say in the log when something begins to be left out."""
         self._tell(self.recorder.counts)
-        left_out = recording_counters(self.worker)["frames_unrecorded"]
+        counters = recording_counters(self.worker)
+        left_out = sum(counters.values())
         if left_out > self._left_out:
             if now_ns > self._behind_until_ns and self.recorder.trouble is RecordTrouble.NO:
                 self.worker.log.warning(
-                    "frames_not_recorded", so_far=left_out, why="the disk is too slow, or they do not fit"
+                    "not_all_recorded", **counters, why="the disk is too slow, or what came does not fit"
                 )
             self._behind_until_ns = now_ns + BEHIND_NS
         elif self._behind_until_ns and now_ns > self._behind_until_ns:
             self._behind_until_ns = 0
-            self.worker.log.info("recording_caught_up", frames_not_recorded=left_out)
+            self.worker.log.info("recording_caught_up", **counters)
         self._left_out = left_out
         behind = RecordTrouble.BEHIND if self._behind_until_ns else RecordTrouble.NO
         self._slab.row(self._me)["trouble"] = self.recorder.trouble or behind
@@ -193,6 +197,9 @@ def run(worker: Worker) -> None:
     record = Record(worker)
     with Subscriber(worker.verdict_endpoint, worker.recipe.line) as verdicts:
         record.recorder.start()
+        give_up = time.monotonic() + JOIN_S
+        while not record.epoch and not worker.stopping and time.monotonic() < give_up:
+            record.turn(verdicts, IDLE_MS)
         worker.ready()
         while not worker.stopping:
             record.turn(verdicts, IDLE_MS)

@@ -9,25 +9,20 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 import structlog
-from mcap.exceptions import McapError
-from mcap.reader import SeekingReader
-from mcap.records import ChunkIndex, Message
-from mcap.stream_reader import StreamReader, breakup_chunk
-from mcap.writer import CompressionType, Writer
 
+from edge.errors import SourceError
 from edge.recorder.rolls import Bounds, Marks, Roll, Stretch, beyond, find_rolls, marked_path, roll_path
-from edge.recording.format import METADATA
+from edge.recording import Recording, cut
 
-__all__ = ["OneFile", "Place", "RollFolder", "cut"]
+__all__ = ["OneFile", "Place", "RollFolder"]
 
 _WORTH_WHOLE = 0.5
 """A roll of which more is marked is kept as it is."""
-_UNREADABLE = (McapError, OSError, ValueError, LookupError, TypeError)
 _PART = ".part"
 
 
@@ -87,6 +82,8 @@ class RollFolder:
         self._log = structlog.get_logger()
         self._marks_path = folder / f"{line}.marks"
         self._saved: set[Path] = set()  # rolls whose marks lie in a file of their own
+        self._stretches: dict[Path, Stretch] = {}  # of the rolls that were asked for theirs
+        self._last_number = 0
         self._cutting: tuple[Roll, Generator[None, None, None]] | None = None
         self._open: Path | None = None  # being written: nobody else's business
         self._nothing_to_cut = False  # until the next roll or mark
@@ -108,15 +105,16 @@ class RollFolder:
             self._enter()
         self._open, self._nothing_to_cut = None, False
         rolls = self._closed()
+        self._last_number = max([self._last_number, *(roll.number for roll in rolls)]) + 1
         for roll in beyond([r for r in rolls if r.marked], self._bounds.marked_bytes):
             self._delete(roll)
         rolls = [r for r in rolls if r.path.exists()]
         for roll in beyond(rolls, self._bounds.closed_bytes):
             self._delete(roll)
         rolls = [r for r in rolls if r.path.exists()]
-        self.marks.forget_before(rolls[0].start_ns if rolls else start_ns)
+        self.marks.forget_before(min((roll.start_ns for roll in rolls), default=start_ns))
         _write_marks(self._marks_path, self.marks)
-        self._open = roll_path(self.folder, self._line, start_ns)
+        self._open = roll_path(self.folder, self._line, self._last_number, start_ns)
         return self._open
 
     def has_room(self, nbytes: int) -> bool:
@@ -151,7 +149,7 @@ class RollFolder:
         except StopIteration:
             self._saved.add(roll.path)
             self._cutting = None
-        except _UNREADABLE as error:  # one that a killed recorder left has no index: it is kept whole
+        except (OSError, ValueError) as error:  # one that a killed recorder left has no index: it is kept whole
             self._log.warning("marked_roll_kept_whole", path=str(roll.path), why=str(error) or type(error).__name__)
             self._keep_whole(roll)
             self._cutting = None
@@ -166,12 +164,23 @@ class RollFolder:
         return next((r for r in doomed if not r.marked and self._unsaved(r)), None)
 
     def _unsaved(self, roll: Roll) -> bool:
-        return roll.path not in self._saved and bool(self.marks.within(roll.stretch))
+        return roll.path not in self._saved and bool(self.marks.within(self._stretch(roll)))
+
+    def _stretch(self, roll: Roll) -> Stretch:
+        """From when to when a roll goes by its own account, on the clock that its marks are on too: the box, which
+        dated the file, may have set its clock meanwhile."""
+        if roll.path not in self._stretches:
+            span = None
+            with contextlib.suppress(SourceError):  # nothing in it can be read
+                span = Recording(roll.path).span_ns
+            self._stretches[roll.path] = span or roll.stretch
+        return self._stretches[roll.path]
 
     def _cut(self, roll: Roll) -> Generator[None, None, None]:
-        stretches = self.marks.within(roll.stretch)
+        first_ns, last_ns = self._stretch(roll)
+        stretches = self.marks.within((first_ns, last_ns))
         marked_ns = sum(last - first for first, last in stretches)
-        if marked_ns > _WORTH_WHOLE * (roll.stretch[1] - roll.stretch[0]):
+        if marked_ns > _WORTH_WHOLE * (last_ns - first_ns):
             self._keep_whole(roll)
             return
         part = Path(f"{roll.path}{_PART}")
@@ -182,6 +191,7 @@ class RollFolder:
     def _keep_whole(self, roll: Roll) -> None:
         Path(f"{roll.path}{_PART}").unlink(missing_ok=True)
         os.replace(roll.path, marked_path(roll.path))
+        self._stretches.pop(roll.path, None)
 
     def _delete(self, roll: Roll) -> None:
         if self._cutting is not None and self._cutting[0] == roll:
@@ -193,48 +203,7 @@ class RollFolder:
         say("marked_roll_deleted" if lost else "roll_deleted", path=str(roll.path), mib=roll.nbytes >> 20)
         roll.path.unlink(missing_ok=True)
         self._saved.discard(roll.path)
-
-
-def cut(path: Path, stretches: list[Stretch], out: Path) -> Generator[None, None, None]:
-    """Copy what was recorded within the stretches into a recording of its own, one message a step.
-
-    Whatever the messages are: they are copied as they stand, with all that is said about the recording. Raises OSError
-    or an error of mcap's, also for a file without an index.
-    """
-    with path.open("rb") as source, out.open("wb") as target:
-        reader, writer = SeekingReader(source), Writer(target, compression=CompressionType.NONE)
-        summary = reader.get_summary()
-        if summary is None:
-            raise ValueError("it has no index: the recorder was killed before its end")
-        writer.start(profile=reader.get_header().profile, library=METADATA)
-        for metadata in reader.iter_metadata():
-            writer.add_metadata(metadata.name, {**metadata.metadata, "cut_from": path.name})
-        for file in reader.iter_attachments():
-            writer.add_attachment(file.create_time, file.log_time, file.name, file.media_type, file.data)
-        channels: dict[int, int] = {}
-        for message in _messages(source, summary.chunk_indexes, stretches):
-            if message.channel_id not in channels:
-                about = summary.channels[message.channel_id]
-                channels[about.id] = writer.register_channel(about.topic, about.message_encoding, 0, about.metadata)
-            number = channels[message.channel_id]
-            writer.add_message(number, message.log_time, message.data, message.publish_time, message.sequence)
-            yield
-        writer.finish()  # type: ignore[no-untyped-call]
-
-
-def _messages(source: BinaryIO, chunks: list[ChunkIndex], stretches: list[Stretch]) -> Iterator[Message]:
-    """The messages within the stretches, in the order of the file; chunks without any are not read."""
-
-    def within(first_ns: int, last_ns: int) -> bool:
-        return any(first_ns <= last and first <= last_ns for first, last in stretches)
-
-    for index in sorted(chunks, key=lambda chunk: chunk.chunk_start_offset):
-        if within(index.message_start_time, index.message_end_time):
-            source.seek(index.chunk_start_offset)
-            chunk = next(StreamReader(source, skip_magic=True, emit_chunks=True).records)
-            for record in breakup_chunk(chunk, validate_crc=True):  # type: ignore[arg-type]
-                if isinstance(record, Message) and within(record.log_time, record.log_time):
-                    yield record
+        self._stretches.pop(roll.path, None)
 
 
 def _free_bytes(folder: Path) -> int:

@@ -18,7 +18,9 @@ __all__ = ["Bounds", "Marks", "Roll", "Stretch", "beyond", "find_rolls", "marked
 Stretch = tuple[int, int]
 """First and last moment, UTC, ns."""
 
-_NAME = re.compile(r"(?P<line>[a-z0-9_-]+)\.(?P<start>\d{8}T\d{6}\.\d{6}Z)(?P<marked>\.marked)?\.mcap")
+_NAME = re.compile(
+    r"(?P<line>[a-z0-9_-]+)\.(?:(?P<number>\d{8,12})\.)?(?P<start>\d{8}T\d{6}\.\d{6}Z)(?P<marked>\.marked)?\.mcap"
+)
 _START = "%Y%m%dT%H%M%S.%fZ"
 
 
@@ -27,6 +29,7 @@ class Roll:
     """One closed file of a recording, or a stretch that was cut out of one."""
 
     path: Path
+    number: int  # in the order in which they were begun, whatever the clock said; 0: of a name without one
     start_ns: int  # UTC
     end_ns: int  # UTC: when it was last written
     nbytes: int
@@ -80,7 +83,7 @@ def beyond(rolls: Sequence[Roll], limit_bytes: int) -> list[Roll]:
     """Those that must go so that the rest holds at most `limit_bytes`: the oldest first, marked ones last of all."""
     excess = sum(roll.nbytes for roll in rolls) - limit_bytes
     gone = []
-    for roll in sorted(rolls, key=lambda r: (r.marked, r.start_ns)):
+    for roll in sorted(rolls, key=lambda r: (r.marked, r.number, r.start_ns)):
         if excess <= 0:
             break
         gone.append(roll)
@@ -88,11 +91,11 @@ def beyond(rolls: Sequence[Roll], limit_bytes: int) -> list[Roll]:
     return gone
 
 
-def roll_path(folder: Path, line: str, start_ns: int) -> Path:
-    """The file of a roll that begins at `start_ns`, UTC."""
+def roll_path(folder: Path, line: str, number: int, start_ns: int) -> Path:
+    """The file of a line's roll of that number, which begins at `start_ns`, UTC."""
     seconds, rest_ns = divmod(start_ns, 1_000_000_000)
     start = datetime.fromtimestamp(seconds, timezone.utc).replace(microsecond=rest_ns // 1000)
-    return folder / f"{line}.{start.strftime(_START)}.mcap"
+    return folder / f"{line}.{number:08}.{start.strftime(_START)}.mcap"
 
 
 def marked_path(roll: Path) -> Path:
@@ -111,5 +114,6 @@ def find_rolls(folder: Path, line: str) -> list[Roll]:
             start = datetime.strptime(match["start"], _START).replace(tzinfo=timezone.utc)
             about = path.stat()
             start_ns = int(start.timestamp()) * 1_000_000_000 + start.microsecond * 1000
-            found.append(Roll(path, start_ns, about.st_mtime_ns, about.st_size, bool(match["marked"])))
-    return sorted(found, key=lambda roll: (roll.start_ns, roll.path.name))
+            number, marked = int(match["number"] or 0), bool(match["marked"])
+            found.append(Roll(path, number, start_ns, about.st_mtime_ns, about.st_size, marked))
+    return sorted(found, key=lambda roll: (roll.number, roll.start_ns, roll.path.name))

@@ -16,7 +16,7 @@ class RecordingSettings(Section):
     """A line with this section records; docs/recordings.md says what, and what becomes of it."""
 
     folder: Path | None = None  # default: recordings/ in the line's state folder
-    encoding: Literal["raw", "zstd", "png", "jpeg"] = "zstd"  # of the frames; jpeg alone loses something
+    encoding: Literal["raw", "zstd", "png", "jpeg"] = "zstd"  # of the frames; jpeg alone loses something, for 8 bits
     quality: int = Field(default=95, ge=50, le=100)  # jpeg
     roll_mib: int = Field(default=1024, ge=1, le=1 << 20)  # a file is closed, and the next begun, when it is so large
     roll_s: float = Field(default=600, ge=1, le=86_400)  # ... or so old

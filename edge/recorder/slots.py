@@ -35,7 +35,7 @@ class RecordTrouble(IntEnum):
 _WORDS = {
     RecordTrouble.FULL: "the recording has stopped: its disk is full",
     RecordTrouble.REFUSED: "the recording has stopped: its folder cannot be written",
-    RecordTrouble.BEHIND: "the recording leaves frames out: its disk is too slow, or they are not as the recipe says",
+    RecordTrouble.BEHIND: "the recording is not whole: its disk is too slow, or frames are not as the recipe says",
 }
 
 

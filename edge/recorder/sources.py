@@ -167,7 +167,8 @@ class _Tap(threading.Thread):
 
 def _counted(taps: list[_Tap], counts: Counts) -> dict[str, str]:
     dropped = sum(tap.dropped for tap in taps) + counts.frames_lost
-    return {"frames": str(counts.frames), "frames_unrecorded": str(dropped)}
+    lost = {"frames_unrecorded": str(dropped), "messages_unrecorded": str(counts.messages_lost)}
+    return {"frames": str(counts.frames), **lost}
 
 
 def _report(out: Path, taps: list[_Tap], recorder: Recorder) -> str:
@@ -175,6 +176,8 @@ def _report(out: Path, taps: list[_Tap], recorder: Recorder) -> str:
     counted = _counted(taps, recorder.counts)
     stations = ", ".join(tap.station.name for tap in taps)
     said = f"{out}: {counted['frames']} frames of {stations}, {counted['frames_unrecorded']} not recorded"
+    if recorder.counts.messages_lost:
+        said += f", and {counted['messages_unrecorded']} triggers or refusals not either"
     if recorder.trouble is not RecordTrouble.NO:
         raise ResourceError(f"{said}; the recording stopped: its disk is full or cannot be written")
     return said

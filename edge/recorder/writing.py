@@ -25,6 +25,7 @@ from edge.recorder.open_recording import Frame, Item, OpenRecording
 from edge.recorder.retention import Place
 from edge.recorder.settings import RecordingSettings
 from edge.recorder.slots import RecordTrouble
+from edge.recording.format import FIRST_NUMBERS
 from edge.verdict import Decision
 
 __all__ = ["Counts", "Recorder"]
@@ -165,7 +166,7 @@ class Recorder:
             return
         if isinstance(item, Trigger):
             self._next[item.station] = item.number
-        about = {**self._about(), "first_numbers": json.dumps(self._next, sort_keys=True)}
+        about = {**self._about(), FIRST_NUMBERS: json.dumps(self._next, sort_keys=True)}
         self._file = OpenRecording(path, about, self._calibration)
         self._open_parts.clear()
         if self.trouble is not RecordTrouble.NO:

@@ -6,6 +6,7 @@ a file without an index was cut, is read as far as it goes, and becomes a whole 
 
 from __future__ import annotations
 
+from edge.recording.cutting import cut
 from edge.recording.format import CALIBRATION, MAX_NUMBER, RecordedRefusal, RecordedTrigger, RecordedTruth
 from edge.recording.frames import RecordedFrame
 from edge.recording.reader import Recording
@@ -22,5 +23,6 @@ __all__ = [
     "Recording",
     "RecordingWriter",
     "Recovered",
+    "cut",
     "recover",
 ]

@@ -74,11 +74,13 @@ class ChunkHeader:
 
 @dataclass(frozen=True)
 class ChunkPlace:
-    """A chunk's record in the file: where it begins, its length with its framing, the channels with messages in it."""
+    """A chunk's record in the file: where it begins, its length with its framing, and what it says of its messages."""
 
     at: int
     length: int
     channels: frozenset[int]
+    start_ns: int  # of its messages, UTC
+    end_ns: int
 
 
 class McapFile:

@@ -68,20 +68,28 @@ def read_index(file: McapFile) -> Contents | None:
             others = found.metadata if metadata else found.attachments
             others.append((other.offset + FRAMING.size, other.length - FRAMING.size))
     found.chunks.sort(key=lambda place: place.at)
-    at = len(MAGIC)
-    for place in found.chunks:
-        if place.at < at or place.at + place.length > found.end:
-            raise DamageError(f"its index is wrong: it names a chunk of {place.length} bytes at byte {place.at}")
-        at = place.at + place.length
+    _refuse_overlap(found)
     return found
+
+
+def _refuse_overlap(found: Contents) -> None:
+    """Raise DamageError for an index that names a record twice, or one within another: a small file would be read as a
+    huge one."""
+    others = [(at - FRAMING.size, length + FRAMING.size) for at, length in (*found.metadata, *found.attachments)]
+    end = len(MAGIC)
+    for at, length in sorted([*((place.at, place.length) for place in found.chunks), *others]):
+        if at < end or length < FRAMING.size or at + length > found.end:
+            raise DamageError(f"its index is wrong: it names a record of {length} bytes at byte {at}")
+        end = at + length
 
 
 def _indexed_chunk(body: bytes) -> ChunkPlace:
     """The chunk that an index record names. (The library takes ten times as long, and a file has thousands.)"""
     try:
-        _, _, at, length, size = _CHUNK_INDEX.unpack_from(body)
+        start_ns, end_ns, at, length, size = _CHUNK_INDEX.unpack_from(body)
         offsets = body[_CHUNK_INDEX.size : _CHUNK_INDEX.size + size]
-        return ChunkPlace(at, length, frozenset(channel for channel, _ in _OFFSET.iter_unpack(offsets)))
+        channels = frozenset(channel for channel, _ in _OFFSET.iter_unpack(offsets))
+        return ChunkPlace(at, length, channels, start_ns, end_ns)
     except struct.error as error:
         raise DamageError(f"a damaged chunk index: {error}") from error
 
@@ -129,7 +137,8 @@ def _add_chunk(file: McapFile, at: int, length: int, found: Contents) -> None:
     except DamageError as error:
         found.damage.append(str(error))
     else:
-        found.chunks.append(ChunkPlace(at - FRAMING.size, length + FRAMING.size, frozenset(met)))
+        place = at - FRAMING.size, length + FRAMING.size
+        found.chunks.append(ChunkPlace(*place, frozenset(met), header.start_ns, header.end_ns))
 
 
 def last_at_most(value: Callable[[int], int], count: int, wanted: int) -> int | None:

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from edge.fields import MAX_INTEGER
 from edge.messages import Verdict, ViewResult, decode
-from edge.sources.images import decode_image
+from edge.sources.images import MAX_PIXELS, decode_image
 from edge.verdict import Decision, Reason
 
 __all__ = [
     "CALIBRATION",
+    "FIRST_NUMBERS",
     "MAX_CHUNK_BYTES",
     "MAX_MESSAGE_BYTES",
     "MAX_NUMBER",
@@ -52,6 +53,8 @@ METADATA = "maskline"
 """The profile of the file, and the name of the metadata record that describes it."""
 CALIBRATION = "calibration.json"
 """Name of the attachment with the calibration that was in force."""
+FIRST_NUMBERS = "first_numbers"
+"""In the description: with which part of each station the file begins."""
 MESSAGE_ENCODING = "msgpack"
 
 MAX_NUMBER = (1 << 32) - 1
@@ -95,9 +98,9 @@ class RecordedTruth:
     size_px: float = 0.0
     mask_png: bytes = field(default=b"", repr=False)
 
-    def mask(self) -> NDArray[np.bool_] | None:
-        """Where the defect shows, [H, W]; None for a good part. Raises BadImageError."""
-        return decode_image(self.mask_png)[:, :, 0] > 0 if self.mask_png else None
+    def mask(self, max_pixels: int = MAX_PIXELS) -> NDArray[np.bool_] | None:
+        """Where the defect shows, [H, W]; None for a good part. Raises BadImageError, also for too many pixels."""
+        return decode_image(self.mask_png, max_pixels)[:, :, 0] > 0 if self.mask_png else None
 
 
 def topic_of(name: str, kind: str) -> str:

@@ -15,6 +15,7 @@ from edge.errors import SourceError
 from edge.fields import MAX_INTEGER
 from edge.messages import Verdict, ViewResult
 from edge.recording.container import (
+    MAX_RECORD_BYTES,
     ChunkPlace,
     DamageError,
     McapFile,
@@ -136,6 +137,22 @@ class Recording:
                         return self._frame(self._message(channel, sequence, at_ns, data))
         return None
 
+    @property
+    def span_ns(self) -> tuple[int, int] | None:
+        """The first and the last time, UTC, of the messages in it; None where there is none."""
+        chunks = [place for place in self._contents.chunks if place.channels]
+        if not chunks:
+            return None
+        return min(place.start_ns for place in chunks), max(place.end_ns for place in chunks)
+
+    def verify(self) -> int:
+        """Read every chunk and prove its checksum; how many there are. What is wrong is in `damage` afterwards."""
+        with self._open() as file:
+            for place in self._contents.chunks:
+                for _ in self._chunk(file, place):
+                    pass
+        return len(self._contents.chunks)
+
     def attachment(self, name: str) -> bytes | None:
         """A file that was put into the recording, or None."""
         with self._open() as file:
@@ -197,12 +214,18 @@ class Recording:
         return contents, False
 
     def _read_metadata(self, file: McapFile) -> Iterator[tuple[str, dict[str, str]]]:
+        left = MAX_RECORD_BYTES
         for place in self._contents.metadata:
             try:
                 found = read_metadata(file, place)
-                yield found.name, dict(found.metadata)
             except DamageError as error:
                 self.damage.append(str(error))
+                continue
+            left -= place[1]
+            if left < 0:
+                self.damage.append(f"more than {MAX_RECORD_BYTES} bytes of metadata: what is beyond is left out")
+                return
+            yield found.name, dict(found.metadata)
 
     def _check_version(self) -> None:
         version = self.metadata.get("v")

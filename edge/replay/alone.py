@@ -17,13 +17,13 @@ from edge.recording import Recording
 from edge.replay.compare import Comparison, Rules, compare
 from edge.replay.gate import replay_gate
 from edge.replay.outcome import Outcome, plain_outcome
-from edge.replay.run import ReplayOptions, ReplayResult, recorded_outcomes, require_tolerance
+from edge.replay.run import ReplayOptions, ReplayResult, require_tolerance
 from edge.replay.setup import ReplayError, SetUp, Survey, channel_of, recipe_of, recorded_bundles, set_up, survey
 from edge.replay.stages import Stages
 from edge.settings import Recipe
 from edge.verdict import Decision, Reason
 
-__all__ = ["PROCESSES", "replay_process"]
+__all__ = ["PROCESSES", "replay_process", "require_alone"]
 
 PROCESSES = (PREPARE, DETECT, JUDGE, GATE)
 
@@ -38,17 +38,15 @@ _BY_ENGINE: dict[str, Any] = {**_BY_THRESHOLDS, "score": None, "witness": None, 
 def replay_process(path: Path, name: str, options: ReplayOptions) -> ReplayResult:
     """Replay one process; the outcomes of a stage are those of single views, with the station as their lane.
 
-    Raises ReplayError for a process that cannot be replayed alone or a recording without its answers, and whatever else
+    Raises ReplayError for what `require_alone` refuses or a recording without its answers, and whatever else
     `edge.replay.run.replay_recording` raises.
     """
-    if name not in PROCESSES:
-        raise ReplayError(f"--process {name}: cannot be replayed alone; these can: {', '.join(PROCESSES)}")
+    require_alone(name, options)
     recording = Recording(path)
     if name == GATE:
         recipe = recipe_of(recording, options.recipe)
-        found = survey(recording, recipe)
-        said = sorted(replay_gate(recording, recipe, found), key=_key)
-        return _result(path, recipe, said, _compare_gate(recording, said, found, options), ())
+        said, comparison = replay_gate(recording, recipe, survey(recording, recipe), options.ignore)
+        return _result(path, recipe, sorted(said, key=_key), comparison, ())
     require_tolerance(recording, options.tolerance)
     ready = set_up(recording, options.recipe, options.calibration, threads=options.threads)
     stages = [Stages(plan, ready.detectors[n], ready.calibration) for n, plan in ready.plan.stations.items()]
@@ -56,6 +54,20 @@ def replay_process(path: Path, name: str, options: ReplayOptions) -> ReplayResul
     said = [o for s in stages for o in _views(s, ready.survey, name) if _key(o) in expected]
     rules = Rules(frozenset(options.ignore), options.tolerance)
     return _result(path, ready.plan.recipe, said, compare(expected.values(), said, rules), ready.notes)
+
+
+def require_alone(name: str, options: ReplayOptions) -> None:
+    """Raise ReplayError for a process that cannot be replayed alone, and for options that would do nothing."""
+    if name not in PROCESSES:
+        raise ReplayError(f"--process {name}: cannot be replayed alone; these can: {', '.join(PROCESSES)}")
+    idle = [
+        ("--out", options.out is not None, "there is no line whose journal could be kept"),
+        ("--speed 1", options.live, "its inputs come at no speed"),
+        ("--calibration", name == GATE and options.calibration is not None, "it knows no thresholds"),
+        ("--tolerance", name == GATE and options.tolerance is not None, "it computes no scores"),
+    ]
+    if refused := next(((option, why) for option, given, why in idle if given), None):
+        raise ReplayError(f"--process {name}: {refused[1]}; leave {refused[0]} out")
 
 
 def _result(
@@ -66,13 +78,6 @@ def _result(
 
 def _key(outcome: Outcome) -> tuple[str, int]:
     return outcome["lane"], outcome["part"]
-
-
-def _compare_gate(recording: Recording, said: list[Outcome], found: Survey, options: ReplayOptions) -> Comparison:
-    fields = set(said[0]) if said else set()
-    expected = [{n: v for n, v in o.items() if n in fields} for o in recorded_outcomes(recording)]
-    outside = [_key(o) for o in expected if o["part"] not in found.lanes.get(o["lane"], ())]
-    return compare(expected, said, Rules(frozenset(options.ignore), complete=False), outside=outside)
 
 
 def _recorded_views(ready: SetUp, name: str) -> Iterator[tuple[tuple[str, int], Outcome]]:

@@ -1,14 +1,14 @@
 """What a replay said against what is expected of it, field by field. Pure: verdicts in, differences out.
 
-Every field of a verdict counts but those in `edge.replay.outcome.IGNORED`, which says why. Reasons that time alone
-causes, and frames that were not recorded, are listed apart and are no difference. Scores are compared bit by bit where
-the same bundle, backend, precision, library and instruction set made both; where not, that is said, and decisions are
-compared all the same.
+Every field of a verdict counts but those in `edge.replay.outcome.IGNORED`, which says why. What time alone caused when
+it was recorded, and frames that were not recorded, are listed apart: no difference, and not equal either. Scores are
+compared bit by bit where the same bundle, backend, precision, library and instruction set made both; where not, that is
+said, and decisions are compared all the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -38,8 +38,11 @@ class Rules:
     """Fields beside `IGNORED`; those of views are called `views.NAME`."""
     tolerance: float | None = None
     """A share of the threshold by which scores may differ; boxes are not compared then. None: not a bit."""
+    clock: frozenset[str] = _CLOCK
+    """Reasons for which an expected view says nothing of the line: time alone caused them when it was recorded."""
     live: bool = False
-    """The replay kept the recorded times: a frame may have been missed because the source was polled late."""
+    """The replay kept the recorded times: it has reasons of `clock` too, and may have missed a frame because the source
+    was polled late. A replay that is not live waits for every frame: there such a reason is a difference."""
     complete: bool = True
     """Whether each part that was replayed must be expected too; a recording may lack verdicts."""
 
@@ -60,6 +63,10 @@ class Why(str, Enum):
 
     CLOCK = "a reason that time alone causes"
     UNRECORDED = "its frame was not recorded"
+    UNTOLD = "its trigger or its answer was not recorded"
+    UNTIMED = "when its answer came was not recorded"
+    ON_THE_EDGE = "its answer came within 5 ms of the moment when the gate closes the part"
+    HELD_UP = "the gate was held up when it was recorded, and answered late"
     NEAR = "its score is as near to the threshold as the tolerance allows"
     OUTSIDE = "the recording does not hold all of its views"
     UNEXPECTED = "nothing was recorded to compare it with"
@@ -96,7 +103,7 @@ class Provenance:
 class Comparison:
     """What came of it."""
 
-    parts: int  # compared, wholly or in part
+    parts: int  # wholly compared, or different
     different: int  # of these
     differences: tuple[Difference, ...]
     apart: tuple[Apart, ...]
@@ -107,7 +114,18 @@ class Comparison:
 
     @property
     def same(self) -> bool:
+        """Whether nothing differs; where nothing was compared (`parts`) that says nothing."""
         return not self.differences
+
+    @property
+    def equal(self) -> int:
+        """Parts that were wholly compared, and do not differ."""
+        return self.parts - self.different
+
+    @property
+    def apart_parts(self) -> int:
+        """Parts that were told apart, and do not differ in what was compared of them."""
+        return len({(a.lane, a.part) for a in self.apart} - {(d.lane, d.part) for d in self.differences})
 
 
 @dataclass
@@ -127,22 +145,21 @@ def compare(
     found: Iterable[Outcome],
     rules: Rules | None = None,
     *,
-    unrecorded: Collection[Key] = (),
+    excused: Mapping[Key, Why] | None = None,
     outside: Collection[Key] = (),
 ) -> Comparison:
     """Set two sets of outcomes against each other, part by part.
 
-    `unrecorded`: stations and parts whose frame the recording lacks. `outside`: lanes and parts that it does not hold
-    whole, so that they were not replayed.
+    `excused`: stations and parts whose view is told apart where it differs, and why: the recording does not say what
+    made it as it was. `outside`: lanes and parts that it does not hold whole, so that they were not replayed.
     """
     rules, result = rules or Rules(), _Found()
     wanted, said = ({(o["lane"], o["part"]): o for o in those} for those in (expected, found))
     parts, different = 0, 0
     for key in sorted(wanted.keys() | said.keys()):
-        before = len(result.differences)
+        before, whole = len(result.differences), False
         if key in wanted and key in said:
-            parts += 1
-            _Pair(wanted[key], said[key], rules, frozenset(unrecorded), result).compare()
+            whole = _Pair(wanted[key], said[key], rules, excused or {}, result).compare()
         elif key in said and not rules.complete:
             result.apart.append(Apart(*key, Why.UNEXPECTED, "", in_words(said[key])))
         elif key not in said and key in outside:
@@ -150,7 +167,9 @@ def compare(
         else:
             pair = (in_words(o[key]) if key in o else None for o in (wanted, said))
             result.differences.append(Difference(*key, "verdict", *pair))
-        different += len(result.differences) > before
+        differs = len(result.differences) > before
+        different += differs
+        parts += whole or differs
     provenance = tuple(Provenance(*key, views=count) for key, count in sorted(result.provenance.items()))
     return Comparison(
         parts,
@@ -167,12 +186,13 @@ def compare(
 class _Pair:
     """One part: what is expected, and what was found."""
 
-    def __init__(self, wanted: Outcome, said: Outcome, rules: Rules, unrecorded: frozenset[Key], to: _Found) -> None:
+    def __init__(self, wanted: Outcome, said: Outcome, rules: Rules, excused: Mapping[Key, Why], to: _Found) -> None:
         self._wanted, self._said, self._rules, self._to = wanted, said, rules, to
-        self._unrecorded = unrecorded
+        self._excused = excused
         self._key: Key = (wanted["lane"], wanted["part"])
 
-    def compare(self) -> None:
+    def compare(self) -> bool:
+        """Note what differs; whether the part was wholly compared."""
         views, ours = ({v["station"]: v for v in o["views"]} for o in (self._wanted, self._said))
         whole, all_exact = True, True
         for station in [*views, *(s for s in ours if s not in views)]:
@@ -189,25 +209,29 @@ class _Pair:
                 whole &= self._view(wanted, said, exact)
         if whole:
             self._fields(self._wanted, self._said, "", "", all_exact)
+        return whole
 
     def _view(self, wanted: Outcome, said: Outcome, exact: bool) -> bool:
-        """Compare a view; False where it differs because its frame was not recorded, which is said apart."""
+        """Compare a view; False where it differs and is excused, which is said apart."""
         found, before = self._to.differences, len(self._to.differences)
         self._fields(wanted, said, f"{said['station']}.", "views.", exact)
-        if len(found) == before or (said["station"], self._key[1]) not in self._unrecorded:
+        why = self._excused.get((said["station"], self._key[1]))
+        if len(found) == before or why is None:
             return True
         del found[before:]
-        self._set_apart(Why.UNRECORDED)
+        self._set_apart(why)
         return False
 
     def _why_apart(self, wanted: Outcome, said: Outcome) -> Why | None:
         """Why a view tells nothing about the line; None when it does."""
-        reasons = {wanted["reason"], said["reason"]}
-        late = {Reason.MISSED_FRAME.value} - {wanted["reason"]} if self._rules.live else frozenset()
-        recorded = (said["station"], self._key[1]) not in self._unrecorded
-        if reasons & _CLOCK or (recorded and said["reason"] in late):
+        if wanted["reason"] in self._rules.clock or (self._rules.live and self._came_late(wanted, said)):
             return Why.CLOCK
         return Why.NEAR if self._is_near(wanted, said) else None
+
+    def _came_late(self, wanted: Outcome, said: Outcome) -> bool:
+        """Whether a replay at the recorded times was too slow for this view: it missed a frame that is there."""
+        missed = said["reason"] == Reason.MISSED_FRAME.value != wanted["reason"]
+        return said["reason"] in self._rules.clock or (missed and (said["station"], self._key[1]) not in self._excused)
 
     def _is_near(self, wanted: Outcome, said: Outcome) -> bool:
         """Whether a view changed side between two scores that the tolerance calls equal: the threshold lies between."""

@@ -31,7 +31,9 @@ Shape = Callable[[str, list[Difference]], list[str]]
 
 
 def _lines(found: Comparison, most: int | None, shape: Shape) -> Iterator[str]:
-    yield f"{_parts(found.parts)} compared: {found.parts - found.different} equal, {found.different} different"
+    yield (
+        f"{_parts(found.parts)} compared: {found.equal} equal, {found.different} different, {found.apart_parts} apart"
+    )
     yield from _provenance(found)
     by_part = [(key, list(those)) for key, those in groupby(found.differences, lambda d: (d.lane, d.part))]
     for (lane, part), those in by_part[:most]:

@@ -47,6 +47,7 @@ class State(str, Enum):
     SAME = "same"
     REPLAYED = "replayed"  # and compared with nothing, or asked what would change
     DIFFERENT = "different"
+    UNCOMPARED = "uncompared"  # it was to be compared, and every part was told apart
     FAILED = "failed"  # it cannot be replayed, and why is said
     LOST = "lost"  # its process died each time
 
@@ -191,14 +192,14 @@ def row_of(recording: Path, result: ReplayResult, what_if: bool) -> Row:
         row,
         compared=found.parts,
         different=found.different,
-        apart=len({(a.lane, a.part) for a in found.apart}),
+        apart=found.apart_parts,
         turned=_turned(found),
         largest_score_difference=found.largest_score_difference,
     )
     if what_if:
         return row
     if found.same:
-        return replace(row, state=State.SAME)
+        return replace(row, state=State.SAME if found.parts else State.UNCOMPARED)
     return replace(row, state=State.DIFFERENT, differences=_in_words(recording, result.line, found))
 
 

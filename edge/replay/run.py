@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -23,13 +24,14 @@ from edge.journal.runs import read_verdicts
 from edge.logs import configure_logs
 from edge.messages import Verdict
 from edge.paths import calibration_path, journal_path, make_private
-from edge.processes import JUDGE, process_table
+from edge.processes import GATE, JUDGE, process_table
 from edge.recording import Recording
-from edge.replay.compare import Comparison, Rules, compare
+from edge.replay.compare import Comparison, Rules, Why, compare
 from edge.replay.outcome import Outcome, outcome
 from edge.replay.references import read_references
 from edge.replay.setup import ReplayError, SetUp, Survey, set_up
-from edge.settings import Recipe
+from edge.settings import Mode, Recipe
+from edge.slab import State
 from edge.supervisor import Supervisor
 from edge.verdict import Decision, Reason
 
@@ -37,10 +39,13 @@ __all__ = [
     "ReplayOptions",
     "ReplayResult",
     "expected_outcomes",
-    "recorded_outcomes",
+    "recorded_verdicts",
     "replay_recording",
     "require_tolerance",
 ]
+
+IDLE_S = 10.0
+"""After the death of a process: a line that has had nothing in hand for so long will answer no more."""
 
 Progress = Callable[[int, int], None]
 """Is told how many views were judged, of how many."""
@@ -88,7 +93,7 @@ class ReplayResult:
             figures |= {
                 "replay.compared": float(found.parts),
                 "replay.different": float(found.different),
-                "replay.apart": float(len({(a.lane, a.part) for a in found.apart})),
+                "replay.apart": float(found.apart_parts),
                 "replay.scores_compared": float(found.scores_compared),
                 "replay.largest_score_difference": found.largest_score_difference,
             }
@@ -112,14 +117,14 @@ def replay_recording(path: Path, options: ReplayOptions, progress: Progress | No
     )
     ready = replace(ready, detectors={})  # the line opens its own
     with _state_folder(options.out) as state:
-        verdicts = _run(ready, state, progress)
+        verdicts, died = _run(ready, state, progress)
     outcomes = [outcome(v, ready.survey.lanes[v.lane].start) for v in verdicts]
     return ReplayResult(
         recording=str(path),
         line=ready.plan.recipe.line,
         outcomes=sorted(outcomes, key=lambda o: (o["lane"], o["part"])),
         comparison=None if expected is None else _compare(expected, outcomes, ready.survey, options),
-        notes=ready.notes,
+        notes=(*ready.notes, *died),
         seconds=(max(v.decided_ns for v in verdicts) - min(v.trigger_ns for v in verdicts)) / 1e9,
     )
 
@@ -133,7 +138,7 @@ def require_tolerance(recording: Recording, tolerance: float | None) -> None:
         )
 
 
-def recorded_outcomes(recording: Recording) -> list[Outcome]:
+def recorded_verdicts(recording: Recording) -> list[Verdict]:
     """What the line said when it was recorded. Raises ReplayError for a recording without verdicts."""
     verdicts = list(recording.verdicts())
     if not verdicts:
@@ -142,7 +147,7 @@ def recorded_outcomes(recording: Recording) -> list[Outcome]:
             "references (--reference)"
         )
     newest = max(v.run for v in verdicts)  # a gate also answers what an earlier run of the line left open
-    return [outcome(v) for v in verdicts if v.run == newest]
+    return [v for v in verdicts if v.run == newest]
 
 
 def expected_outcomes(recording: Recording, options: ReplayOptions) -> list[Outcome]:
@@ -150,7 +155,7 @@ def expected_outcomes(recording: Recording, options: ReplayOptions) -> list[Outc
     require_tolerance(recording, options.tolerance)
     if isinstance(options.expected, Path):
         return read_references(options.expected).outcomes
-    return recorded_outcomes(recording)
+    return [outcome(v) for v in recorded_verdicts(recording)]
 
 
 def _compare(expected: list[Outcome], found: list[Outcome], survey: Survey, options: ReplayOptions) -> Comparison:
@@ -169,27 +174,60 @@ def _compare(expected: list[Outcome], found: list[Outcome], survey: Survey, opti
         if view["reason"] == Reason.FROZEN_FRAME.value
     }
     unrecorded = survey.unrecorded | (frozen & survey.after_gap)
-    return compare(expected, found, rules, unrecorded=unrecorded, outside=outside)
+    return compare(expected, found, rules, excused=dict.fromkeys(unrecorded, Why.UNRECORDED), outside=outside)
 
 
-def _run(ready: SetUp, state: Path, progress: Progress | None) -> list[Verdict]:
-    """The verdicts of the line, once all sources have ended. Raises ReplayError when it was stopped before."""
+def _run(ready: SetUp, state: Path, progress: Progress | None) -> tuple[list[Verdict], list[str]]:
+    """The verdicts of the line, once all sources have ended, and which of its processes died meanwhile, in words.
+
+    Raises ReplayError when it was stopped before.
+    """
     recipe, parts = ready.plan.recipe, ready.survey.parts
     os.environ.setdefault("MASKLINE_LOG_LEVEL", "warning")
     configure_logs("replay")
     save_calibration(ready.calibration, calibration_path(make_private(state), recipe.name))
     with tempfile.TemporaryDirectory(prefix="maskline-") as sockets:
         supervisor = Supervisor(recipe, Path(sockets) / "line", state)
-        supervisor.run(on_tick=_teller(supervisor, ready.survey.views(recipe), progress) if progress else None)
+        supervisor.run(on_tick=_Tick(supervisor, ready.survey.views(recipe), progress))
     verdicts = _verdicts(state)
     if len(verdicts) < parts:
         raise ReplayError(f"the replay was stopped after {len(verdicts)} of {parts} parts")
-    return verdicts
+    return verdicts, [
+        f"the process {name} died during this replay ({count}x): what it had in hand is lost"
+        for name, count in sorted(supervisor.died.items())
+    ]
 
 
-def _teller(supervisor: Supervisor, total: int, progress: Progress) -> Callable[[], None]:
-    row = supervisor.slab.row(next(p.index for p in process_table(supervisor.recipe) if p.name == JUDGE))
-    return lambda: progress(int(row["done"]), total)
+class _Tick:
+    """What a replay does at each turn of its supervisor: it tells how far it is, and ends a line that cannot go on.
+
+    What a process had in hand when it died has no answer, and nothing but its deadline ends such a part: ten minutes in
+    a lossless replay. Once all sources have ended and no frame is in any hands, such a line is stopped instead, and the
+    part is UNINSPECTED(stopping). A line of which no process died is waited for, however slow it is.
+    """
+
+    def __init__(self, supervisor: Supervisor, views: int, progress: Progress | None) -> None:
+        self._supervisor, self._views, self._progress = supervisor, views, progress
+        self._rows = {p.name: supervisor.slab.row(p.index) for p in process_table(supervisor.recipe)}
+        self._captures = [p.name for p in process_table(supervisor.recipe) if p.station]
+        self._lossless = all(s.source.mode is Mode.LOSSLESS for s in supervisor.recipe.stations)
+        self._idle_since: float | None = None
+
+    def __call__(self) -> None:
+        if self._progress:
+            self._progress(int(self._rows[JUDGE]["done"]), self._views)
+        if not (self._lossless and self._supervisor.died and self._nothing_in_hand()):
+            self._idle_since = None
+        elif self._idle_since is None:
+            self._idle_since = time.monotonic()
+        elif time.monotonic() - self._idle_since > IDLE_S:
+            self._supervisor.request_stop()
+
+    def _nothing_in_hand(self) -> bool:
+        slab = self._supervisor.slab
+        ended = all(int(self._rows[name]["state"]) == State.DONE for name in self._captures)
+        answering = int(self._rows[GATE]["state"]) == State.RUNNING
+        return ended and answering and all(slab.is_free(s) for slots in slab.station_slots.values() for s in slots)
 
 
 def _verdicts(state: Path) -> list[Verdict]:

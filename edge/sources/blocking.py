@@ -2,7 +2,8 @@
 
 The capture process waits for frames, never for the library: an address that does not answer, a name server that is
 away, a stream that stands still end in SourceError in a known time. A thread that hangs beyond that is left behind; it
-ends with its process, which ends because of the error.
+ends with its process, which ends because of the error. So these are cameras that run freely: one that waits for
+triggers is silent and well, and would be taken for one that is away.
 """
 
 from __future__ import annotations
@@ -72,7 +73,9 @@ class BlockingCamera:
             if self._error:
                 raise self._error from None
             if (silent_s := time.monotonic() - self._heard_s) > self._limits.silence_s:
-                raise SourceError(f"{self._name}: no frame for {silent_s:.0f} s") from None
+                raise SourceError(
+                    f"{self._name}: no frame for {silent_s:.0f} s; is it there, and does it run freely?"
+                ) from None
             return None
         self._heard_s = time.monotonic()
         return found

@@ -1,4 +1,5 @@
-"""A recipe's camera settings as features of GenICam, in the order in which a camera takes them. Pure but for `set_up`.
+"""A recipe's camera settings as features of GenICam, in the order in which a camera takes them. Pure but for `set_up`
+and `warn_of_unnamed`.
 
 Names are those of the Standard Features Naming Convention (SFNC 2.7), followed by the older ones that cameras still
 have.
@@ -6,9 +7,12 @@ have.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
+
+import structlog
 
 from edge.errors import RecipeError
 from edge.settings import Frame, Station
@@ -25,12 +29,16 @@ __all__ = [
     "features_of",
     "pixel_format",
     "set_up",
+    "unnamed",
+    "warn_of_unnamed",
 ]
 
 Value = bool | int | float | str
 
 SIMULATED_VENDORS = ("Aravis", "Machine Vision Games Ltd.")
 """Of cameras that simulate: the one of Aravis, and EMVA's Viky."""
+
+EXPOSURE, GAIN = ("ExposureTime", "ExposureTimeAbs"), ("Gain", "GainRaw")
 
 ACTIVATIONS = {
     "rising": "RisingEdge",
@@ -99,6 +107,7 @@ def features_of(station: Station) -> list[Feature]:
         *_strobe(camera),
         *_chunks(camera),
         *(Feature((name,), value, f"camera.features.{name}") for name, value in camera.features.items()),
+        *_trigger_counter(camera),
     ]
 
 
@@ -108,10 +117,10 @@ def _exposure(camera: CameraSettings) -> Iterator[Feature]:
     elif camera.exposure_us is not None:
         yield Feature(("ExposureMode",), "Timed", "camera.exposure_us", needed=False)
         yield Feature(("ExposureAuto",), "Off", "camera.exposure_us", needed=False)
-        yield Feature(("ExposureTime", "ExposureTimeAbs"), camera.exposure_us, "camera.exposure_us", check="end")
+        yield Feature(EXPOSURE, camera.exposure_us, "camera.exposure_us", check="end")
     if camera.gain_db is not None:
         yield Feature(("GainAuto",), "Off", "camera.gain_db", needed=False)
-        yield Feature(("Gain", "GainRaw"), camera.gain_db, "camera.gain_db", check="end")
+        yield Feature(GAIN, camera.gain_db, "camera.gain_db", check="end")
 
 
 def _trigger(trigger: Trigger) -> Iterator[Feature]:
@@ -167,6 +176,13 @@ def _chunks(camera: CameraSettings) -> Iterator[Feature]:
         yield Feature(("ChunkEnable",), True, "camera.chunks.encoder")
 
 
+def _trigger_counter(camera: CameraSettings) -> Iterator[Feature]:
+    """Once more, and last: `CounterValue` is of the counter that was selected last, and `features` may set up others.
+    Nothing selects one after this, so that reading the counter of triggers stays one register."""
+    if camera.chunks and camera.chunks.trigger:
+        yield Feature(("CounterSelector",), camera.chunks.trigger, "camera.chunks.trigger", check="end")
+
+
 @dataclass(frozen=True)
 class ChunkCounter:
     """Where a counter of the recipe stands in the chunk data."""
@@ -190,6 +206,28 @@ def chunk_counters(camera: CameraSettings) -> list[ChunkCounter]:
         if name
         for kind in ["Encoder" if name.startswith("Encoder") else "Counter"]
     ]
+
+
+def unnamed(camera: Features, settings: CameraSettings) -> dict[str, Value]:
+    """What of exposure and gain the recipe does not name, as the camera has it: the calibration's hash lacks it."""
+    named = set(settings.features)
+    if settings.exposure_us is not None or settings.trigger.kind == "level":  # level: each pulse says how long
+        named.update(("ExposureAuto", *EXPOSURE))
+    if settings.gain_db is not None:
+        named.update(("GainAuto", *GAIN))
+    found: dict[str, Value] = {}
+    for names in (("ExposureAuto",), EXPOSURE, ("GainAuto",), GAIN):
+        name = next((n for n in names if camera.has(n)), None)
+        if name and named.isdisjoint(names):
+            with contextlib.suppress(FeatureError):  # described, and not there as the camera is set up
+                found[name] = camera.read(name)
+    return found
+
+
+def warn_of_unnamed(camera: Features, station: Station) -> None:
+    """Log what `unnamed` finds: who changes it at the camera changes the pixels under a calibration that goes on."""
+    if found := unnamed(camera, station.source.camera or CameraSettings()):
+        structlog.get_logger().warning("imaging_not_in_recipe", station=station.name, found=found)
 
 
 def set_up(camera: Features, features: list[Feature], where: str) -> None:

@@ -10,6 +10,10 @@ fitted:
     offset(now) = min(offset(before) + MAX_DRIFT * (now - before), arrival - exposure)
 
 So a mapped time is never after the arrival, and off by the shortest delay seen plus what MAX_DRIFT adds since then.
+
+What cannot be noticed: a clock that is set back by less than MAX_DELAY_NS, and by less than the pause before the next
+frame. That frame looks as if it had been under way for so long. Mapped times are too early by as much, until the offset
+has grown by it: MAX_DRIFT makes up for one second in 83 minutes.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from edge.errors import MasklineError, RecipeError, SourceError
 from edge.settings import Station
 from edge.sources.aravis import AravisFeatures, ChunkReader, import_aravis
 from edge.sources.camera import Grabbed
-from edge.sources.camera_features import SIMULATED_VENDORS, features_of, pixel_format, set_up
+from edge.sources.camera_features import SIMULATED_VENDORS, features_of, pixel_format, set_up, warn_of_unnamed
 from edge.sources.camera_settings import CameraSettings
 from edge.sources.frame_ids import FrameIds
 from edge.sources.pixels import Pixels
@@ -110,7 +110,7 @@ class GenicamCamera:
         if self._settings.chunks is None or self._settings.chunks.trigger is None:
             return None
         try:
-            return int(self._camera.get_integer("CounterValue"))  # of the CounterSelector that was set last
+            return int(self._camera.get_integer("CounterValue"))  # `set_up` selected the counter last of all
         except self._error as error:
             raise SourceError(f"{self._where}: its trigger counter cannot be read: {error.message}") from error
 
@@ -143,7 +143,9 @@ class GenicamCamera:
 
     def _set_up(self, station: Station) -> None:
         self._camera.clear_triggers()
-        set_up(AravisFeatures(self._aravis, self._camera, self._error), features_of(station), self._where)
+        features = AravisFeatures(self._aravis, self._camera, self._error)
+        set_up(features, features_of(station), self._where)
+        warn_of_unnamed(features, station)
         if not self._camera.is_gv_device():
             return
         if self._settings.packet_bytes == "auto":

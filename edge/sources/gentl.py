@@ -25,6 +25,7 @@ from edge.sources.camera_features import (
     features_of,
     pixel_format,
     set_up,
+    warn_of_unnamed,
 )
 from edge.sources.camera_settings import CameraSettings
 from edge.sources.frame_ids import FrameIds
@@ -59,7 +60,9 @@ class GentlCamera:
         try:
             self._open(str(station.source.address))
             nodes = self._camera.remote_device.node_map
-            set_up(_Nodes(nodes, self._errors), features_of(station), self._where)
+            features = _Nodes(nodes, self._errors)
+            set_up(features, features_of(station), self._where)
+            warn_of_unnamed(features, station)
             self._nodes, self._chunks = nodes, chunk_counters(self._settings)
             self._camera.num_buffers = max(self._camera.min_num_buffers, self._settings.buffers)
             self._camera.timeout_period_on_update_event_data_call = WAIT_MS
@@ -93,7 +96,7 @@ class GentlCamera:
         if self._settings.chunks is None or self._settings.chunks.trigger is None:
             return None
         try:
-            return int(self._nodes.get_node("CounterValue").value)
+            return int(self._nodes.get_node("CounterValue").value)  # `set_up` selected the counter last of all
         except self._errors as error:
             raise SourceError(f"{self._where}: its trigger counter cannot be read: {error}") from error
 

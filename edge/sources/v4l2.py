@@ -3,6 +3,9 @@
 Tried with a fake device only: no machine that this was written on has a real one, or the kernel module that makes one.
 OpenCV hands on neither the driver's frame counter nor its error flags, so missing frames show in the times of the
 buffers alone (edge/sources/frame_count.py). Exposure and the like are set with `v4l2-ctl` before the line starts.
+
+For devices that run freely. OpenCV gives up on one that is silent in the same way as on one that is unplugged, and
+irregular times look like frames that are missing: one that waits for triggers would be away whenever the belt stands.
 """
 
 from __future__ import annotations
@@ -73,7 +76,9 @@ class _Device:
         delivered, pixels = self._capture.read()
         arrived_ns = time.monotonic_ns()
         if not delivered:
-            raise SourceError(f"{self._name}: no frame; was it unplugged?")
+            raise SourceError(
+                f"{self._name}: no frame; was it unplugged? One that waits for triggers needs genicam or gentl"
+            )
         at_ms = self._capture.get(cv2.CAP_PROP_POS_MSEC)  # when the driver got the frame, on its own clock
         camera_ns = round(at_ms * 1e6) if at_ms > 0 else None
         frame_id = self._count.next(camera_ns)

@@ -27,7 +27,7 @@ class WebGeometry:
     margin_px: int
     width_px: int
     mm_per_line: float
-    mm_per_px: float
+    mm_per_px: float  # across; where the recipe has no scale, a pixel is taken to be as wide as a line is long
     lines_per_count: float | None  # None: no encoder
     tolerance_lines: int
 

@@ -107,7 +107,7 @@ def _legend(sheet: _Sheet) -> None:
         ("inspected", _GOOD),
         ("not inspected", _UNSEEN),
         ("outside of what is judged", _NOT_JUDGED),
-        ("defect (an outline: rejected, no place)", _DEFECT),
+        ("defect (an outline: a frame rejected as a whole)", _DEFECT),
     ):
         cv2.rectangle(sheet.picture, (x, y - 10), (x + 12, y + 2), colour, cv2.FILLED)
         sheet.text(words, x + 18, y)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edge.messages import Boxes
+from edge.scores import MAX_BOXES
 from edge.tiling import Box
 from edge.verdict import Decision, Reason
 from edge.webs.defects import Defect, Piece, join
@@ -52,7 +53,9 @@ class RollMap:
     start: int
     end: int
     defects: list[Defect]  # with a place
-    rejected: list[Defect]  # frames that were rejected without one: their own lines from side to side
+    # Frames that were rejected without a place, or with as many as a view can have: from side to side, and from the
+    # first line that they judged to the last of their own.
+    rejected: list[Defect]
     gaps: list[Gap]
 
     @property
@@ -78,9 +81,10 @@ def roll_map(looks: Sequence[Look], geometry: WebGeometry) -> RollMap:
         if look.decision is Decision.REJECT:
             found = _pieces(look, first, geometry)
             pieces += found
-            if not found:
-                own = Box(geometry.left, first, geometry.right - geometry.left, geometry.frame_px)
-                rejected.append(Defect(own, (Piece(own, look.number, look.score, look.picture),)))
+            if not 0 < len(found) < MAX_BOXES:
+                begin = min(covered[-1][0], first)
+                whole = Box(geometry.left, begin, geometry.right - geometry.left, first + geometry.frame_px - begin)
+                rejected.append(Defect(whole, (Piece(whole, look.number, look.score, look.picture),)))
     start = min(first_lines, default=0)
     end = max((first + geometry.frame_px for first in first_lines), default=0)
     unjudged = [

@@ -1,9 +1,9 @@
 """From the frames of a web to what is inspected: each with the last rows of the one before above it.
 
 Pure but for the rows that are kept. A frame that does not follow the one before without a gap (the first one, the first
-of a new capture process, one after a missed frame) has its own first rows there a second time, as surroundings:
-nothing is judged in them, nor in a rim of `tiling.margin_px` below. Not mirrored: a mirrored twill runs the other way,
-and good fabric below the seam scored 1.3 to 1.6 instead of 1.1.
+of a new capture process, one after a frame that is missing or frozen) has its own first rows there a second time, as
+surroundings: nothing is judged in them, nor in a rim of `tiling.margin_px` below. Not mirrored: a mirrored twill runs
+the other way, and good fabric below the seam scored 1.3 to 1.6 instead of 1.1.
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ class Stitcher:
         return 0
 
     def keep(self, number: int, image: Image | None) -> None:
-        """Keep the last rows of a frame for the next one, whether or not it is inspected itself. There is nothing to
-        keep of one that has no image, or one of another size."""
+        """Keep the last rows of a frame for the next one, whether or not it is inspected itself. None: no image of
+        this stretch came, or one that shows another (frozen). There is nothing to keep of one of another size."""
         if self._rows and image is not None and (image.shape, image.dtype.name) == self._declared:
             np.copyto(self._kept, image[-self._rows :])
             self._kept_number = number

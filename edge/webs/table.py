@@ -12,7 +12,7 @@ from edge.webs.roll import Gap, RollMap
 __all__ = ["COLUMNS", "rows", "summary", "write_table"]
 
 COLUMNS = (
-    "kind",  # defect; rejected: a frame without a place in it; not_inspected
+    "kind",  # defect; rejected: a frame as a whole, without a place in it or with too many; not_inspected
     "from_m",
     "to_m",
     "left_mm",
@@ -76,7 +76,7 @@ def summary(roll: RollMap) -> str:
     left_out = lines - roll.inspected_lines
     said = f"{geometry.metres(lines):.3f} m of web, {_many(len(roll.defects), 'defect')}"
     if roll.rejected:
-        said += f", {_many(len(roll.rejected), 'frame')} rejected without a place"
+        said += f", {_many(len(roll.rejected), 'frame')} rejected as a whole"
     if left_out == 0:
         return f"{said}; every line was inspected."
     reasons = ", ".join(dict.fromkeys(reason for gap in roll.gaps for reason in gap.why.split()))

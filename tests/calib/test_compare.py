@@ -15,7 +15,7 @@ from category_helpers import BlurBackend, recipe, write_category, write_null_bun
 
 from calib.compare import Choice, compare, split
 from calib.datasets import find_categories
-from calib.details import load_details
+from calib.details import load_details, save_details
 from calib.kept_fits import FitChoice
 from calib.leaderboard import by_defect, flat, leaderboard
 from edge.errors import CalibrationError, MasklineError
@@ -154,10 +154,15 @@ def test_compare_and_bootstrap_from_the_command_line(tmp_path: Path) -> None:
     assert {"machine", "commit", "tile.null.image_auroc", "tile.null.ms_per_tile"} <= figures.keys()
     assert all(isinstance(value, str | float | int) for value in figures.values())
     assert load_details(tmp_path / "a.npz").keys() == {("tile", "null")}
-    done = maskline("bootstrap", tmp_path / "a.npz", tmp_path / "a.npz", "--json", tmp_path / "b.json")
+    said = load_details(tmp_path / "a.npz")["tile", "null"]
+    save_details(tmp_path / "cloth.npz", {("cloth", "null"): said})
+    save_details(tmp_path / "both.npz", {("cloth", "peer"): said, ("tile", "peer"): said})
+    ours = f"{tmp_path / 'a.npz'},{tmp_path / 'cloth.npz'}"
+    done = maskline("bootstrap", ours, tmp_path / "both.npz", "--json", tmp_path / "b.json")
     assert done.returncode == 0, done.stderr
     assert "+0.0000 to +0.0000" in done.stdout
-    assert json.loads((tmp_path / "b.json").read_text())["tile.null_less_null.image_auroc"] == 0
+    figures = json.loads((tmp_path / "b.json").read_text())
+    assert all(figures[f"{where}.null_less_peer.image_auroc"] == 0 for where in ("tile", "cloth", "mean"))
 
 
 @pytest.mark.parametrize(
@@ -165,7 +170,7 @@ def test_compare_and_bootstrap_from_the_command_line(tmp_path: Path) -> None:
     [
         (("compare", "web", "--data", "no-such-folder"), "no-such-folder: there is no such folder"),
         (("compare", "web", "--data", ".", "--station", "x"), "--station 'x': the recipe has cam"),
-        (("bootstrap", "a.npz", "b.npz"), "a.npz: no file of details"),
+        (("bootstrap", "a.npz,c.npz", "b.npz"), "a.npz: no file of details"),
     ],
 )
 def test_a_mistake_is_named_without_a_traceback(

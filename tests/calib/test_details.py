@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calib.details import Details, load_details, save_details
+from calib.details import Details, load_all_details, load_details, save_details
 from calib.pixels import PixelCounts
 from edge.errors import MasklineError
 
@@ -32,6 +32,18 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
             assert np.array_equal(getattr(found[key], field), getattr(details, field))
         assert np.array_equal(found[key].pixels.good, details.pixels.good)
         assert np.array_equal(found[key].pixels.bad, details.pixels.bad)
+
+
+def test_several_files_are_read_as_one_unless_they_say_the_same_thing_twice(tmp_path: Path) -> None:
+    fabrics, tiles, again = (tmp_path / name for name in ("fabrics.npz", "tiles.npz", "again.npz"))
+    save_details(fabrics, {("cloth", "sdc"): made(0), ("denim", "sdc"): made(1)})
+    save_details(tiles, {("tile", "sdc"): made(2), ("cloth", "mae"): made(3)})
+    found = load_all_details([fabrics, tiles])
+    assert list(found) == [("cloth", "sdc"), ("denim", "sdc"), ("cloth", "mae"), ("tile", "sdc")]
+    assert np.array_equal(found["tile", "sdc"].scores, made(2).scores)
+    save_details(again, {("cloth", "sdc"): made(4)})
+    with pytest.raises(MasklineError, match=r"again\.npz: cloth/sdc is in .*fabrics\.npz as well"):
+        load_all_details([fabrics, tiles, again])
 
 
 def test_kinds_of_images_are_told_apart() -> None:

@@ -12,6 +12,7 @@ from category_helpers import BlurBackend, recipe, spoiled, texture, write_null_b
 
 from calib.calibration import StationCalibration
 from calib.inspection import Inspector
+from calib.run import calibrate
 from edge.anomaly import error_map
 from edge.errors import BundleError, CalibrationError, RecipeError, SourceError
 from edge.scores import view_score
@@ -76,6 +77,34 @@ def test_what_was_added_is_not_judged(tmp_path: Path, monkeypatch: pytest.Monkey
     small = found.inspect(picture(tmp_path / "small.png", texture(1, (20, 25))), limits)
     assert small.score == 20 * 25
     assert (small.anomaly_map > 0).all()
+
+
+def test_areas_are_joined_where_the_recipe_says_how_small_a_defect_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line and pictures are calibrated and judged by whole areas: here each tile has half of one at either side."""
+
+    def halves(backend: BlurBackend, tiles: np.ndarray, out: np.ndarray) -> None:
+        np.multiply(tiles, np.float32(1 / 255), out=out)
+        out[:, 10:14, :3] += 0.5
+        out[:, 10:14, -3:] += 0.5
+
+    monkeypatch.setattr(BlurBackend, "infer", halves)
+    score, error = Score(kind="area", map_quantile=0.98), SmoothedMap(norm="l1", sigma_px=0.5)
+    line = recipe(tmp_path, bundle=write_null_bundle(tmp_path / "halves", score=score, error_map=error))
+    (tmp_path / "good").mkdir()
+    good = good_pictures(tmp_path / "good", ((64, 64),))
+
+    def largest(**fields: float) -> list[float]:
+        changed = line.model_copy(update={"stations": (line.stations[0].model_copy(update=fields),)})
+        pictures = Inspector(changed.stations[0], load_bundle(tmp_path / "halves"), line.engine)
+        limits = pictures.calibrate(good)
+        of_line = calibrate(changed, tmp_path / "good").stations["cam"]
+        return [*(x.score_quantiles["max"] for x in (limits, of_line)), pictures.inspect(good[0], limits).score]
+
+    alone = largest()
+    assert len(set(alone)) == 1
+    assert largest(scale_mm_per_px=1.0, smallest_defect_mm2=5.0) == [2 * a for a in alone]
 
 
 def test_a_margin_is_that_of_the_picture(tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import zmq
@@ -22,7 +24,7 @@ from edge.verdict import Decision
 from edge.verdicts import Event, Subscriber
 from edge.worker import Worker
 
-__all__ = ["HandGate", "good", "hand_gate", "recipe"]
+__all__ = ["HandGate", "cut_power", "good", "hand_gate", "recipe"]
 
 
 def recipe(stations: int = 1, *, same_lane: bool = False, deadline_ms: int = 60_000, **sections: object) -> Recipe:
@@ -148,3 +150,14 @@ def hand_gate(recipe: Recipe, runtime_dir: Path, state_dir: Path, slab: Slab | N
         gate.die()
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def cut_power(line: HandGate, keep: int) -> Path:
+    """A state folder as a power cut would leave it now that takes all verdicts behind `keep`, and their triggers."""
+    left = line.state_dir.with_name("after_the_cut")
+    make_private(left)
+    with closing(sqlite3.connect(line.journal.path)) as db, closing(sqlite3.connect(journal_path(left))) as copy, copy:
+        db.backup(copy)
+        copy.execute("DELETE FROM verdicts WHERE seq > ?", (keep,))
+        copy.execute("DELETE FROM triggers WHERE number >= ?", (keep,))
+    return left

@@ -29,8 +29,8 @@ def image_of(number: int) -> np.ndarray:
     return np.random.default_rng(number).integers(0, 256, (SIDE, SIDE, 1), np.uint8)
 
 
-def verdict_of(result: ViewResult, at_ns: int) -> Verdict:
-    """What a gate says of a part with one view."""
+def verdict_of(result: ViewResult, trigger_ns: int, at_ns: int) -> Verdict:
+    """What a gate says of a part with one view, at `at_ns`."""
     return Verdict(
         line="line",
         lane=result.station,
@@ -50,10 +50,10 @@ def verdict_of(result: ViewResult, at_ns: int) -> Verdict:
         simulated=True,
         recipe="r",
         boot_id="b",
-        trigger_ns=at_ns,
-        deadline_ns=at_ns + 10**9,
+        trigger_ns=trigger_ns,
+        deadline_ns=trigger_ns + 10**9,
         decided_ns=at_ns + 1,
-        trigger_utc_ns=at_ns,
+        trigger_utc_ns=trigger_ns,
         decided_utc_ns=at_ns,
     )
 
@@ -71,6 +71,7 @@ class Feed:
 
     def __init__(self, recorder: Recorder) -> None:
         self.recorder, self.next, self.released = recorder, 0, 0
+        self._triggers_ns: dict[int, int] = {}
 
     def part(self, decision: Decision = Decision.PASS) -> None:
         """One part with all that is said of it."""
@@ -80,6 +81,7 @@ class Feed:
         """Trigger and frame of the next part; its number."""
         number, at_ns = self.next, time.monotonic_ns()
         self.next += 1
+        self._triggers_ns[number] = at_ns
         self.recorder.put(Trigger("cam", number, at_ns))
         self.recorder.put(Frame("cam", number, at_ns, image_of(number), self._release))
         return number
@@ -89,7 +91,7 @@ class Feed:
         at_ns = time.monotonic_ns()
         result = ViewResult("cam", number, at_ns, decision, score=0.1, threshold=0.5, stamps=[at_ns])
         self.recorder.put(result)
-        self.recorder.put(verdict_of(result, at_ns))
+        self.recorder.put(verdict_of(result, self._triggers_ns[number], at_ns))
 
     def parts(self, count: int, decision: Decision = Decision.PASS) -> None:
         for _ in range(count):

@@ -10,7 +10,7 @@ from scipy.ndimage import gaussian_filter
 from skimage.metrics import structural_similarity
 
 from edge import anomaly as an
-from engines.bundle import DirectMap, SmoothedMap, SsimL1Map
+from engines.bundle import DirectMap, ErrorMap, SmoothedMap, SsimL1Map
 
 WEIGHTED = SsimL1Map(ssim_window=11, ssim_weight=0.7, l1_weight=0.3)
 
@@ -193,3 +193,13 @@ def test_a_reconstruction_that_is_no_number_never_becomes_a_score(poison: float)
     reconstruction[3, 4, 0] = poison
     with pytest.raises(an.NotFiniteError, match="tile 1"):
         an.error_map(np.stack([tile] * 2), np.stack([tile / np.float32(255), reconstruction]), SsimL1Map(opening_px=2))
+
+
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
+@pytest.mark.parametrize("spec", [SsimL1Map(opening_px=2), SmoothedMap(norm="l2")])
+def test_a_reconstruction_whose_error_is_no_number_never_becomes_a_score(spec: ErrorMap) -> None:
+    """1e20 is finite; the SSIM of it is NaN, which is above no threshold: an area of 0."""
+    tile, reconstruction = pictures("noise", 1)
+    reconstruction[2:9, 2:9] = 1e20
+    with pytest.raises(an.NotFiniteError, match="error of tile 1"):
+        an.error_map(np.stack([tile] * 2), np.stack([tile / np.float32(255), reconstruction]), spec)

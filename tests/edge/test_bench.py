@@ -9,7 +9,7 @@ import pytest
 
 from calib.inspection import Inspection
 from edge.bench.cascade import Judged, figures, run
-from edge.bench.engine import work
+from edge.bench.engine import BUDGETS, MATRIX, speed, work
 from edge.bench.photographs import photographs
 from edge.errors import MasklineError
 from engines.architecture import TEXTURE_S, VIT_B
@@ -45,6 +45,24 @@ def test_work_is_reported_for_every_plan_naive_and_ours() -> None:
         assert 0.1 < found[f"{name}.decoder_share"] < 0.3
     assert found["engine.gflop_naive"] / found["engine.gflop_ours"] == pytest.approx(3.6, abs=0.1)
     assert found["engine.vit_b.gflop_naive"] / found["engine.vit_b.gflop_ours"] == pytest.approx(1.03, abs=0.01)
+
+
+def test_each_precision_is_held_against_products_of_its_own_kind() -> None:
+    calls = ("naive", "plain", "whole", "x1", "x4", "x16", "x32", "matmul")
+    seconds = dict(zip(calls, ([6.0] * 5, [4.0] * 5, [8.0] * 5, *[[2.0] * 5] * 4, [1.0, 0.5, 1.0]), strict=True))
+    product = 2 * MATRIX**3 / 1e9
+    plain = speed(seconds, gflop_of_x1=product)
+    assert plain["engine.speedup_fp32"] == 3
+    assert plain["engine.share_of_matmul_peak"] == pytest.approx(0.25)
+    assert not [key for key in plain if "bf16" in key]
+    found = speed(seconds | {"bf16": [1.0] * 5, "matmul_bf16": [0.1, 0.2]}, gflop_of_x1=product)
+    assert found.items() > plain.items()
+    assert found["engine.speedup_bf16"] == 6
+    assert found["engine.matmul_bf16_gflop_per_s"] == pytest.approx(10 * product)
+    assert found["engine.share_of_matmul_peak_bf16"] == pytest.approx(0.1)
+    assert {key for key in BUDGETS if "bf16" in key} == {"engine.speedup_bf16", "engine.share_of_matmul_peak_bf16"}
+    broken = {key for key, value in found.items() if key in BUDGETS and not BUDGETS[key].holds(value)}
+    assert broken == {"engine.share_of_matmul_peak_bf16"}
 
 
 def test_photographs_are_always_the_same_and_defects_change_little_of_them() -> None:

@@ -17,12 +17,13 @@ from pathlib import Path
 import pytest
 import zmq
 from channel_helpers import MS, beat, verdict
-from gate_helpers import HandGate, good, hand_gate, recipe
+from gate_helpers import HandGate, cut_power, good, hand_gate, recipe
 
 from edge.channel import InsecureError, Server
 from edge.errors import LineBusyError, MasklineError
 from edge.history import JournalPages, Page, Wanted
 from edge.journal import open_for_reading
+from edge.journal.schema import LOST_AT_MOST
 from edge.keys import Keyring, Pair, make_pair
 from edge.messages import Ack, Clock, Heartbeat, Hello, Message, Refusal, Trigger, Verdict, Welcome, decode, encode
 from edge.paths import channel_endpoint, journal_path
@@ -141,6 +142,28 @@ def take(client: Channel, events: list[Event]) -> list[Verdict]:
 
 def seqs(events: Iterable[object]) -> list[int]:
     return [e.seq for e in events if isinstance(e, Verdict | Heartbeat)]
+
+
+@pytest.mark.parametrize("handled", [5, 10])
+def test_who_was_away_over_a_power_cut_misses_nothing_that_is_new(
+    runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handled: int
+) -> None:
+    """Verdicts 8 to 10 are lost with their numbers, and there are more new ones before the client is back."""
+    with hand_gate(recipe(), runtime_dir, tmp_path / "state") as line, closing(HandChannel(line)) as channel:
+        channel.publish(10)
+        epoch, left = line.journal.epoch, cut_power(line, keep=7)
+    monkeypatch.setattr("edge.journal.writer.boot_id", lambda: "the next boot")
+    new = range(8 + LOST_AT_MOST, 13 + LOST_AT_MOST)
+    events: list[Event] = []
+    with hand_gate(recipe(), runtime_dir, left) as line, closing(HandChannel(line)) as channel:
+        for number in range(len(new)):
+            line.send(Trigger("s0", number, time.monotonic_ns()), good("s0", number))
+        channel.until(lambda: channel.server.subscribers.newest == new[-1])
+        with Channel(channel.endpoint, Position(epoch, handled)) as client:
+            channel.until(lambda: seqs(take(client, events))[-1:] == [new[-1]])
+    heard = [e for e in events if isinstance(e, Verdict | Gap | NewEpoch)]
+    assert seqs(heard) == [*range(handled + 1, 8), *new]
+    assert [e for e in heard if not isinstance(e, Verdict)] == [Gap(None, max(7, handled) + 1, new[0] - 1)]
 
 
 def free_port() -> int:

@@ -172,6 +172,18 @@ def test_a_jpeg_stays_the_file_that_it_was(tmp_path: Path) -> None:
     assert found == cv2.imencode(".jpg", picture(0), [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
 
 
+def test_no_frame_is_decoded_that_has_more_pixels_than_its_recipe_allows(tmp_path: Path) -> None:
+    """A few kilobytes that declare, and become, 96 MiB."""
+    recipe = load_recipe(marker_recipe(tmp_path))
+    huge = np.zeros((8192, 12_288, 1), np.uint8)
+    with RecordingWriter(tmp_path / "a.mcap", {"recipe": recipe.model_dump_json()}) as out:
+        write_part(out, 0, huge, "zstd", "s0")
+        write_part(out, 1, picture(1), "zstd", "s0")
+    told = export_images([tmp_path / "a.mcap"], tmp_path / "out")
+    assert files(tmp_path / "out/s0") == {"unsorted": [1]}
+    assert any("part 0: the shape (8192, 12288, 1); decoded are up to 67108864 pixels" in line for line in told)
+
+
 def test_rolls_of_one_run_know_of_each_other_and_other_runs_do_not(tmp_path: Path) -> None:
     def roll(name: str, run: str, numbers: range, rejected: int) -> Path:
         with RecordingWriter(tmp_path / name, {"epoch": "e"}) as out:
@@ -201,10 +213,10 @@ def test_frames_that_do_not_decode_are_left_out_named_and_counted(
 
     decode = RecordedFrame.decode
 
-    def fail_some(frame: RecordedFrame) -> Image:
+    def fail_some(frame: RecordedFrame, max_pixels: int) -> Image:
         if frame.number in (3, 4):
             raise BadImageError("does not decode")
-        return decode(frame)
+        return decode(frame, max_pixels)
 
     monkeypatch.setattr(RecordedFrame, "decode", fail_some)
     told = export_images([with_truth], tmp_path / "out")

@@ -12,13 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from gate_helpers import good, hand_gate, recipe
+from gate_helpers import HandGate, good, hand_gate, recipe
 
 import edge.gate
 from edge.journal import JournalFullError, open_for_reading
 from edge.ledger import MAX_GAP
 from edge.messages import Heartbeat, SourceEnded, Trigger
 from edge.paths import journal_path
+from edge.settings import Recipe
 from edge.slab import Ending
 from edge.testing import journal_verdicts
 from edge.verdict import Decision, GateState, Reason
@@ -220,7 +221,52 @@ def test_what_a_part_is_called_and_where_it_was_goes_out_with_its_verdict(runtim
         slab = line.slab
     with hand_gate(recipe(), runtime_dir, state, slab):
         left = journal_verdicts(state)[-1]
-        assert (left.reason, left.count, left.part_id) == (Reason.RESTART, None, 0), "nobody finds it by count any more"
+        assert (left.reason, left.count, left.part_id) == (Reason.RESTART, 5, 0), "an actuator must find it by either"
+
+
+def test_what_was_left_has_a_view_of_each_station_of_its_lane(runtime_dir: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    pair = recipe(2, same_lane=True, deadline={"deadline_ms": 60_000, "view_timeout_ms": 60_000})
+    with hand_gate(pair, runtime_dir, state) as line:
+        line.send(replace(trigger(0, "s0"), count=5), trigger(0, "s1"), replace(trigger(1, "s1"), count=9))
+        line.until(lambda: line.gate.ledger.open_parts == 2)
+    with hand_gate(recipe(1), runtime_dir, state):
+        first, second = sorted(journal_verdicts(state), key=lambda v: v.part)
+        assert [v.station for v in first.views] == [v.station for v in second.views] == ["s0", "s1"]
+        assert {v.reason for v in (*first.views, *second.views)} == {Reason.RESTART}
+        assert (first.count, second.count) == (5, None), "that of the lane's first station"
+        assert second.views[0].at_ns == second.views[1].at_ns == second.trigger_ns
+
+
+def test_a_station_that_shows_other_parts_is_named_and_no_restart_of_the_gate_forgets_it(
+    runtime_dir: Path, tmp_path: Path
+) -> None:
+    base = recipe(2, same_lane=True).model_dump()
+    base["stations"][1]["behind"] = {"delay_ms": 50, "window_ms": 10}
+    pair, now_ns = Recipe.model_validate(base), time.monotonic_ns()
+
+    def views(line: HandGate, number: int, apart_ms: int) -> None:
+        first = Trigger("s0", number, now_ns)
+        line.send(first, replace(first, station="s1", at_ns=now_ns + apart_ms * 1_000_000))
+        line.send(good("s0", number), good("s1", number))
+        line.until(lambda: line.verdicts and line.verdicts[-1].part == number)
+
+    with hand_gate(pair, runtime_dir, tmp_path / "state") as line:
+        views(line, 0, 55)
+        views(line, 1, 70)
+        assert [v.decision for v in line.verdicts] == [Decision.PASS, Decision.UNINSPECTED]
+        line.until(lambda: line.last_beat.state is GateState.DEGRADED)
+        (trouble,) = line.last_beat.trouble
+        since = "part 1, 70.0 ms behind s0, expected 50 +- 10"
+        assert trouble == f"station s1 shows other parts of its lane since {since}: start the line again"
+        slab = line.slab
+    with hand_gate(pair, runtime_dir, tmp_path / "state", slab) as line:
+        views(line, 2, 50)
+        assert [v.reason for v in line.verdicts[-1].views] == [None, Reason.FRAME_OUT_OF_ORDER]
+        assert line.last_beat.state is GateState.DEGRADED
+    with hand_gate(pair, runtime_dir, tmp_path / "state") as line:  # the line was started again
+        views(line, 0, 50)
+        assert line.verdicts[-1].decision is Decision.PASS
 
 
 def test_what_was_left_by_a_station_that_is_gone_is_answered_too(runtime_dir: Path, tmp_path: Path) -> None:

@@ -9,10 +9,12 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from gate_helpers import HandGate, good, hand_gate, recipe
+from gate_helpers import HandGate, cut_power, good, hand_gate, recipe
+from journal_helpers import keep_heads
 
 from edge.journal import JournalBusyError, newest, open_for_reading
 from edge.journal.heads import heads_path
+from edge.journal.schema import LOST_AT_MOST
 from edge.journal.verify import verify
 from edge.messages import Heartbeat, Trigger
 from edge.paths import journal_path
@@ -48,6 +50,59 @@ def test_heartbeats_carry_the_head_of_what_was_published(runtime_dir: Path, tmp_
     found = verify(journal_path(state), [heads_path(journal_path(state))])
     assert found.ok, found.troubles
     assert (found.records, found.proved) == (4, 4)
+
+
+def test_no_number_is_given_twice_after_a_power_cut(
+    runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with hand_gate(recipe(), runtime_dir, tmp_path / "state") as line:
+        for number in range(10):
+            answer(line, number)
+        epoch, left = line.journal.epoch, cut_power(line, keep=7)
+    monkeypatch.setattr("edge.journal.writer.boot_id", lambda: "the next boot")
+    first = 8 + LOST_AT_MOST
+    with hand_gate(recipe(), runtime_dir, left) as line:
+        assert (line.journal.epoch, line.last_beat.seq) == (epoch, first - 1)
+        slab = line.slab
+        assert verify(line.journal.path).ok
+    with hand_gate(recipe(), runtime_dir, left, slab) as line:
+        answer(line, 0)
+        assert [v.seq for v in line.verdicts] == [first], "a death of the gate before its first verdict changes nothing"
+    found = verify(journal_path(left), [heads_path(journal_path(left))])
+    assert found.ok, found.troubles
+    assert (found.records, found.last, found.proved) == (8, first, first)
+    assert found.skipped == [(8, first - 1)]
+
+
+@pytest.mark.parametrize("boot", ["this", "next"])
+def test_numbers_go_on_where_no_verdict_can_be_lost(
+    runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, boot: str
+) -> None:
+    """The gate was killed, which loses nothing; or the line was stopped before the machine went down."""
+    with hand_gate(recipe(), runtime_dir, tmp_path / "state") as line:
+        answer(line, 0)
+        left = cut_power(line, keep=1) if boot == "this" else tmp_path / "state"
+    if boot == "next":
+        monkeypatch.setattr("edge.journal.writer.boot_id", lambda: "the next boot")
+    with hand_gate(recipe(), runtime_dir, left) as line:
+        answer(line, 0)
+        assert [v.seq for v in line.verdicts] == [2]
+
+
+def test_a_head_that_somebody_kept_tells_what_a_power_cut_took(
+    runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with hand_gate(recipe(), runtime_dir, tmp_path / "state") as line:
+        for number in range(5):
+            answer(line, number)
+        kept = keep_heads(tmp_path / "noted.heads", line.journal.epoch, [line.journal.head])
+        left = cut_power(line, keep=3)
+    monkeypatch.setattr("edge.journal.writer.boot_id", lambda: "the next boot")
+    with hand_gate(recipe(), runtime_dir, left) as line:
+        answer(line, 0)
+    (trouble,) = verify(journal_path(left), [kept]).troubles
+    assert "has the head of record 5" in trouble
+    assert "a power cut took it" in trouble
 
 
 def test_a_verdict_that_was_taken_back_is_not_in_the_chain(

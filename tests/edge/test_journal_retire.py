@@ -25,6 +25,7 @@ from edge.errors import ResourceError
 from edge.journal import Journal, first_seq, newest, open_for_reading
 from edge.journal.heads import heads_path, read_heads
 from edge.journal.retire import Retired, retire
+from edge.journal.schema import LOST_AT_MOST
 from edge.journal.verify import verify
 
 TABLES = ("verdicts", "triggers", "late_results")
@@ -75,6 +76,46 @@ def test_old_verdicts_leave_with_all_that_belongs_to_them(tmp_path: Path) -> Non
     trail = audit_path(tmp_path)
     assert json.loads(trail.read_text().splitlines()[-1])["what"] == "journal_retire"
     assert not verify_audit(trail).troubles
+
+
+@pytest.mark.parametrize("steps", [[9], [4, 9], [8, LOST_AT_MOST + 10], [LOST_AT_MOST + 10], [LOST_AT_MOST + 99]])
+def test_numbers_that_were_skipped_behind_a_power_cut_are_no_hole(tmp_path: Path, steps: list[int]) -> None:
+    path = tmp_path / "journal.sqlite"
+    heads = leave_journal(path, 7)
+    with tamper(path) as db:
+        db.execute("INSERT INTO meta VALUES ('written_in', 'a boot that ended in a power cut')")
+    with closing(Journal(path, commit_interval_ms=100, reserve_mib=1)) as journal:
+        heads += write_verdicts(journal, 5)[1:]
+    assert [h.seq for h in heads[-6:]] == [7, *range(LOST_AT_MOST + 8, LOST_AT_MOST + 13)]
+    before = everything(path)
+    kept = keep_heads(tmp_path / "kept.heads", _epoch(path), heads)
+    made = [retired.file for step in steps if (retired := order(path, step, tmp_path / "old"))]
+    assert len(made) == len(steps)
+    assert everything(path, *made) == before
+    found = verify(path, [kept], made)
+    assert found.ok, (found.troubles, [s.troubles for s in found.segments])
+    with closing(open_for_reading(path)) as db:
+        assert newest(db) == heads[-1]
+    with closing(Journal(path, commit_interval_ms=100, reserve_mib=1)) as journal:
+        assert write_verdicts(journal, 1)[-1].seq == heads[-1].seq + 1
+
+
+def test_a_power_cut_before_the_next_verdict_skips_on_and_retires(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    leave_journal(path, 7)
+    for boot in ("one boot", "another"):
+        with tamper(path) as db:
+            db.execute("INSERT OR REPLACE INTO meta VALUES ('written_in', ?)", (boot,))
+        with closing(Journal(path, commit_interval_ms=100, reserve_mib=1)) as journal:
+            write_verdicts(journal, 0)
+    made = order(path, 99, tmp_path / "old")
+    assert made is not None
+    assert made.last == 7
+    with closing(Journal(path, commit_interval_ms=100, reserve_mib=1)) as journal:
+        assert write_verdicts(journal, 1)[-1].seq == 8 + 2 * LOST_AT_MOST
+    found = verify(path, [heads_path(path)], [made.file])
+    assert found.ok, found.troubles
+    assert found.skipped == [(8, 7 + LOST_AT_MOST), (8 + LOST_AT_MOST, 7 + 2 * LOST_AT_MOST)]
 
 
 def _epoch(path: Path) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import pytest
 from gate_helpers import recipe
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from edge.ledger import MARGIN_NS, MAX_GAP, Answer, Ledger, view_of, withdraw
 from edge.messages import SourceEnded, Trigger, ViewResult
+from edge.settings import Recipe
 from edge.verdict import Decision, Reason
 
 MS = 1_000_000
@@ -290,6 +292,134 @@ def test_a_view_keeps_what_its_result_said() -> None:
     assert view.bundle == "bundle"
     for name in ("station", "decision", "score", "threshold", "boxes", "witness", "picture", "calibration", "stamps"):
         assert getattr(view, name) == getattr(result, name)
+
+
+WAY_MS, WINDOW_MS = 250, 40
+BY_TIME = {"delay_ms": WAY_MS, "window_ms": WINDOW_MS}
+BY_COUNT = {"distance_counts": WAY_MS, "window_counts": WINDOW_MS}
+
+
+def apart(way: dict[str, int] | None, astray: tuple[str, ...] = (), **source: str) -> Ledger:
+    """A lane whose second station stands behind the first."""
+    base = recipe(2, same_lane=True, deadline_ms=DEADLINE_MS).model_dump()
+    for station in base["stations"]:
+        station["source"] |= source
+    base["stations"][1]["behind"] = way
+    return Ledger(Recipe.model_validate(base), {}, astray=astray)
+
+
+@dataclass
+class Belt:
+    """Parts that come by two cameras, one count of the encoder each millisecond. A trigger that a camera does not take
+    gives no number to anyone."""
+
+    times_ms: Sequence[int]  # when each part is at the first camera
+    jitter_ms: Sequence[int] = ()  # of each on its way to the second
+    not_taken: Mapping[str, Collection[int]] = field(default_factory=dict)
+    bad: Collection[int] = ()  # for the second camera alone
+    counts: bool = True
+
+    def run(self, ledger: Ledger) -> list[Answer]:
+        """The answers; a result comes 20 ms after its trigger, and its witness is the part that was there."""
+        answers: list[Answer] = []
+        for at_ns, message in sorted(self._messages(), key=lambda m: (m[0], isinstance(m[1], ViewResult))):
+            while (closing_ns := ledger.next_closing_ns()) is not None and closing_ns <= at_ns:
+                answers += ledger.due(closing_ns)
+            _ = ledger.trigger(message) if isinstance(message, Trigger) else ledger.result(message)
+            answers += ledger.due(at_ns)
+        return sorted([*answers, *ledger.due(1 << 62)], key=lambda a: a.number)
+
+    def _messages(self) -> Iterator[tuple[int, Trigger | ViewResult]]:
+        for station, way_ms in (("s0", 0), ("s1", WAY_MS)):
+            taken = [p for p in range(len(self.times_ms)) if p not in self.not_taken.get(station, ())]
+            for number, part in enumerate(taken):
+                at_ms = self.times_ms[part] + way_ms
+                at_ms += self.jitter_ms[part] if way_ms and self.jitter_ms else 0
+                decision = REJECT if way_ms and part in self.bad else PASS
+                yield at_ms * MS, Trigger(station, number, at_ms * MS, count=at_ms if self.counts else None)
+                yield (
+                    (at_ms + 20) * MS,
+                    ViewResult(station, number, at_ms * MS, decision, score=0.1, witness=part),
+                )
+
+
+EVERY_100_MS = range(0, 1_000, 100)
+
+
+@pytest.mark.parametrize("way", [BY_TIME, BY_COUNT])
+def test_a_trigger_that_one_camera_did_not_take_joins_no_views_of_different_parts(way: dict[str, int]) -> None:
+    belt = Belt(EVERY_100_MS, not_taken={"s1": {3}}, bad={7})
+    ledger = apart(way)
+    answers = belt.run(ledger)
+    assert [(a.number, a.decision) for a in answers[:3]] == [(n, PASS) for n in range(3)]
+    assert {a.decision for a in answers[3:]} == {UNINSPECTED}
+    assert {a.reason for a in answers[3:9]} == {Reason.FRAME_OUT_OF_ORDER}
+    assert [v.reason for v in answers[6].views] == [None, Reason.FRAME_OUT_OF_ORDER], "a REJECT of another part is none"
+    assert list(ledger.astray) == ["s1"]
+    assert ledger.astray["s1"].startswith("part 3, 350")
+    assert ledger.counters["views_not_aligned"] == 6
+
+
+def test_without_a_way_nothing_tells_that_views_are_of_different_parts() -> None:
+    answers = Belt(EVERY_100_MS, not_taken={"s1": {3}}, bad={7}).run(apart(None))
+    assert answers[7].decision is PASS, "which is why recipes of several cameras must say it"
+
+
+def test_a_station_that_has_lost_its_place_stays_astray_when_its_numbers_fit_again() -> None:
+    belt = Belt(EVERY_100_MS, not_taken={"s1": {2}, "s0": {5}})
+    answers = belt.run(apart(BY_TIME))
+    assert [a.number for a in answers if a.decision is PASS] == [0, 1]
+    answers = Belt(EVERY_100_MS).run(apart(BY_TIME, astray=("s1",)))
+    assert {(a.decision, a.reason) for a in answers} == {(UNINSPECTED, Reason.FRAME_OUT_OF_ORDER)}
+
+
+def test_a_view_whose_image_was_missed_says_nothing_about_the_way() -> None:
+    """Its trigger may have the time at which that was noticed, with the next one."""
+    ledger = apart(BY_TIME)
+    for station, at_ms in (("s0", 0), ("s1", 350)):
+        ledger.trigger(seen(0, at_ms, station))
+        decision, reason = (PASS, None) if station == "s0" else (UNINSPECTED, Reason.MISSED_FRAME)
+        ledger.result(said(0, decision, station, reason=reason))
+    assert short(ledger.due(400 * MS)) == [(0, UNINSPECTED, Reason.MISSED_FRAME)]
+    assert not ledger.astray
+
+
+def test_without_a_count_it_is_not_known_where_a_view_belongs() -> None:
+    ledger = apart(BY_COUNT)
+    answers = Belt(EVERY_100_MS, counts=False).run(ledger)
+    assert {(a.decision, a.reason) for a in answers} == {(UNINSPECTED, Reason.TRACKING)}
+    assert not ledger.astray
+
+
+@pytest.mark.parametrize(("way", "decision"), [(BY_TIME, PASS), (BY_COUNT, UNINSPECTED)])
+def test_lossless_only_counts_are_those_of_the_line(way: dict[str, int], decision: Decision) -> None:
+    answers = Belt(EVERY_100_MS, not_taken={"s1": {3}}).run(apart(way, mode="lossless"))
+    assert answers[4].decision is decision
+
+
+PITCHES_MS = st.lists(st.integers(2 * WINDOW_MS + 1, 200), min_size=1, max_size=20)
+
+
+@settings(max_examples=200)
+@given(st.data(), PITCHES_MS, st.sampled_from([BY_TIME, BY_COUNT]))
+def test_whatever_triggers_are_not_taken_a_pass_is_of_one_part(
+    data: st.DataObject, pitches_ms: list[int], way: dict[str, int]
+) -> None:
+    """For parts that follow each other by more than twice the window."""
+    parts = st.integers(0, len(pitches_ms) - 1)
+    belt = Belt(
+        times_ms=[sum(pitches_ms[:i]) for i in range(len(pitches_ms))],
+        jitter_ms=[data.draw(st.integers(-WINDOW_MS, WINDOW_MS)) for _ in pitches_ms],
+        not_taken={"s0": data.draw(st.sets(parts)), "s1": data.draw(st.sets(parts))},
+        bad=data.draw(st.sets(parts)),
+    )
+    answers = belt.run(apart(way))
+    for answer in answers:
+        if answer.decision is PASS:
+            (part,) = {v.witness for v in answer.views}
+            assert part not in belt.bad
+    if not any(belt.not_taken.values()):
+        assert [a.decision for a in answers] == [REJECT if p in belt.bad else PASS for p in range(len(pitches_ms))]
 
 
 STATIONS = ("s0", "s1", "s2")

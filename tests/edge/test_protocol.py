@@ -10,15 +10,19 @@ import shutil
 import signal
 import subprocess
 import threading
+import time
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
+import zmq
+from channel_helpers import LEAD_NS, beat, verdict
 
 from edge.keys import Keyring, make_pair
-from edge.messages import Ack, Clock, Heartbeat, Hello, Refusal, Verdict, View, Welcome
+from edge.messages import Ack, Clock, Heartbeat, Hello, Message, Refusal, Verdict, View, Welcome, decode, encode
 from edge.paths import channel_endpoint
 from edge.verdict import Decision, GateState, Reason
 from tests.support import RunningLine, calibrate_marker, journal_verdicts, marker_recipe, wait_until
@@ -129,9 +133,9 @@ def test_it_gets_each_verdict_once_whatever_is_killed(nodes: Any, tmp_path: Path
     assert not again.heard("gap")
     assert not again.heard("refused")
     by_seq = {e["seq"]: e for e in whole.heard("verdict")}
-    for verdict in journal_verdicts(tmp_path / "state")[:50]:
-        assert by_seq[verdict.seq]["decision"] == verdict.decision.value
-        assert int(by_seq[verdict.seq]["decided_utc_ns"]) == verdict.decided_utc_ns
+    for kept in journal_verdicts(tmp_path / "state")[:50]:
+        assert by_seq[kept.seq]["decision"] == kept.decision.value
+        assert int(by_seq[kept.seq]["decided_utc_ns"]) == kept.decided_utc_ns
 
 
 @pytest.mark.line
@@ -155,6 +159,106 @@ def test_it_hears_over_curve_only_with_an_allowed_key(nodes: Any, tmp_path: Path
         wait_until(lambda: len(node.seqs) > 3 and node.heard("heartbeat"), WITHIN_S)
         keyring.revoke("node", "test")
         wait_until(lambda: node.hear()[-1]["event"] == "silence", WITHIN_S)
+
+
+class PlayedLine:
+    """A line's channel as a test plays it: answers what comes, with a clock of its own, and says what it is told to."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.context = zmq.Context()
+        self.router = self.context.socket(zmq.ROUTER)
+        self.router.bind(endpoint)
+        self.name, self.lead_ns, self.beat_lead_ns, self.beats = "test", LEAD_NS, LEAD_NS, True
+        self.peers: set[bytes] = set()
+        self.hellos = 0
+        self._next_beat = 0.0
+
+    def turn(self) -> bool:
+        """Answer what has come; always False, so that a wait can go through it."""
+        while self.router.poll(0):
+            peer, data = self.router.recv_multipart()
+            message = decode(data, Hello, Ack)
+            self.peers.add(peer)
+            if isinstance(message, Hello):
+                self.hellos += 1
+                self.say(Welcome(self.name, "e1", 0, 1, 250, "b"), to=peer)
+            else:
+                self.say(Clock(message.sent_ns, time.monotonic_ns() + self.lead_ns, "b"), to=peer)
+        if self.beats and time.monotonic() > self._next_beat:
+            self._next_beat = time.monotonic() + 0.1
+            self.say(beat(0, time.monotonic_ns() + self.beat_lead_ns))
+        return False
+
+    def say(self, *messages: Message | bytes, to: bytes | None = None) -> None:
+        for message in messages:
+            for peer in self.peers if to is None else (to,):
+                self.router.send_multipart([peer, message if isinstance(message, bytes) else encode(message)])
+
+    def until(self, condition: Callable[[], object], within_s: float = WITHIN_S) -> None:
+        wait_until(lambda: self.turn() or condition(), within_s)
+
+
+@pytest.fixture
+def played(runtime_dir: Path) -> Iterator[PlayedLine]:
+    line = PlayedLine(f"ipc://{runtime_dir}/played")
+    yield line
+    line.context.destroy(linger=0)
+
+
+GARBAGE = (
+    *(b"", b"garbage", b"\xc1", b"\xc0", b"\x91\x01", b"\x91" * 3000),
+    encode(verdict(1)).replace(b"\xa1v\x01", b"\xa1v\x02"),
+    *map(msgpack.packb, ({"v": 1, "type": "welcome"}, {"v": 1, "type": "constructor"}, {"v": 1}, 7)),
+    msgpack.packb({"v": 1, "type": "verdict", "epoch": "e1", "seq": 1.5}),
+    msgpack.packb({"v": 1, "type": "heartbeat", "epoch": "e1", "at_ns": "now", "boot_id": "b"}),
+)
+
+
+def test_it_drops_what_is_no_message_of_its_version_and_takes_it_for_no_sign_of_life(
+    nodes: Any, played: PlayedLine, runtime_dir: Path
+) -> None:
+    node = nodes(f"ipc://{runtime_dir}/played", "e1", 0)
+    played.until(lambda: node.heard("heartbeat"))
+    played.say(*GARBAGE, encode(verdict(1)))
+    played.until(lambda: node.seqs == [1])
+    played.beats, silences = False, len(node.heard("silence"))
+
+    def silent_all_the_same() -> bool:
+        played.say(*GARBAGE)
+        return len(node.heard("silence")) > silences
+
+    played.until(silent_all_the_same)
+    assert node.popen.poll() is None
+    assert played.hellos == 1
+
+
+@pytest.mark.parametrize("who", ["its box was suspended", "the heartbeats are ahead"])
+def test_a_clock_that_jumped_hides_no_silence(nodes: Any, played: PlayedLine, runtime_dir: Path, who: str) -> None:
+    """A suspended box's monotonic clock stands still: the line's has gained ten minutes on it then."""
+    node = nodes(f"ipc://{runtime_dir}/played", "e1", 0)
+    played.until(lambda: node.heard("heartbeat"))
+    played.beat_lead_ns += 600_000_000_000
+    if who == "its box was suspended":
+        played.lead_ns = played.beat_lead_ns
+    before = len(node.heard("heartbeat"))
+    played.until(lambda: len(node.heard("heartbeat")) > before + 10)
+    played.beats, silences = False, len(node.heard("silence"))
+    played.until(lambda: len(node.heard("silence")) > silences)
+
+
+def test_it_listens_to_one_line_only(nodes: Any, played: PlayedLine, runtime_dir: Path) -> None:
+    endpoint = f"ipc://{runtime_dir}/played"
+    node, other = nodes(endpoint, "e1", 0), nodes(endpoint, "e1", 0, MASKLINE_LINE="press")
+    played.until(lambda: node.heard("heartbeat") and other.heard("refused"))
+    assert other.heard("refused")[0]["why"] == "this is the line test, not press"
+    played.name = "press"
+    played.say(Refusal("say hello first"))
+    played.until(lambda: node.heard("refused") and other.heard("heartbeat"))
+    played.say(verdict(1))
+    played.until(lambda: other.seqs == [1])
+    played.name, before = "test", len(node.heard("heartbeat"))
+    played.until(lambda: len(node.heard("heartbeat")) > before)
+    assert not node.seqs, "it was another line's"
 
 
 def free_port() -> int:

@@ -150,6 +150,48 @@ def test_stations_named_twice_are_refused(write: Write) -> None:
     assert trouble(path) == "R: recipe: stations named twice: top"
 
 
+CAMERA = 'source = { kind = "genicam", address = "10.0.0.1", camera = { chunks = { trigger = "Counter0" } } }'
+SECOND = WHOLE[WHOLE.index("[[stations]]") :].replace('"top"', '"side"')
+
+
+def lane_of(write: Write, *changes: tuple[str, str], behind: str = "", source: str = CAMERA) -> Path:
+    """Two stations that see the same parts; `behind`: of the second."""
+    both = (WHOLE + SECOND).replace('source = { kind = "marker" }', source).replace("name =", 'lane = "l"\nname =')
+    return write(*changes, text=both.replace('name = "side"', f'name = "side"\n{behind and f"behind = {behind}"}'))
+
+
+def test_a_lane_of_several_cameras_says_how_far_they_are_apart(write: Write) -> None:
+    found = trouble(lane_of(write))
+    assert "station side: a part that one camera of lane l does not take would shift all its later views" in found
+    assert "say how far behind top it is, such as behind = { delay_ms = 250, window_ms = 40 }" in found
+    load_recipe(lane_of(write, behind="{ delay_ms = 0, window_ms = 5 }"))
+    independent = CAMERA.replace("camera =", 'triggers = "independent", camera =')
+    load_recipe(lane_of(write, source=independent))
+    load_recipe(lane_of(write, source='source = { kind = "marker" }'))
+
+
+@pytest.mark.parametrize(
+    ("behind", "message"),
+    [
+        ("{}", "R: stations.1.behind: nothing; expected delay_ms and window_ms, or distance_counts and window_counts"),
+        ("{ delay_ms = 5 }", "R: stations.1.behind: delay_ms; expected delay_ms and window_ms, or"),
+        ("{ delay_ms = 5, window_counts = 5 }", "R: stations.1.behind: delay_ms, window_counts; expected"),
+        ("{ delay_ms = -1, window_ms = 5 }", "R: stations.1.behind.delay_ms = -1: "),
+        ("{ delay_ms = 5, window_ms = 0 }", "R: stations.1.behind.window_ms = 0: "),
+        ("{ delay_ms = 9990, window_ms = 11 }", "behind top by up to 10001 ms, and deadline.view_timeout_ms = 10000"),
+        ("{ distance_counts = 5, window_counts = 5 }", "name camera.chunks.encoder at top, or say behind in ms"),
+    ],
+)  # fmt: skip
+def test_a_way_that_cannot_be_looked_at_is_refused(write: Write, behind: str, message: str) -> None:
+    assert message in trouble(lane_of(write, behind=behind))
+
+
+def test_the_first_station_of_a_lane_is_behind_no_other(write: Write) -> None:
+    way = "behind = { delay_ms = 1, window_ms = 1 }"
+    found = trouble(lane_of(write, ('name = "top"', f'name = "top"\n{way}'), behind="{ delay_ms = 9, window_ms = 9 }"))
+    assert "station top: it is the first of lane l, and behind no other" in found
+
+
 def test_a_region_outside_the_frame_is_refused(write: Write) -> None:
     region = "tiling = { region = { x_px = 100, y_px = 0, width_px = 200, height_px = 20 } }"
     found = trouble(write(('bundle = "marker"', f'bundle = "marker"\n{region}')))

@@ -85,6 +85,14 @@ def test_run_with_record_records_whatever_recipe_it_reads(tmp_path: Path, monkey
     assert load_recipe(marker_recipe(tmp_path, extra="[recording]\nroll_s = 7")).recording == wanted
 
 
+def test_frames_that_no_jpeg_holds_are_refused_before_the_line_starts(tmp_path: Path) -> None:
+    path = marker_recipe(tmp_path, extra='[recording]\nencoding = "jpeg"')
+    load_recipe(path)
+    path.write_text(path.read_text().replace("height_px = 224", "height_px = 224, bit_depth = 12"))
+    with pytest.raises(RecipeError, match=r'"jpeg" is for 8 bits, and station s0 has frame\.bit_depth = 12'):
+        load_recipe(path)
+
+
 @pytest.mark.parametrize(
     ("field", "said"),
     [
@@ -209,6 +217,18 @@ def test_what_a_dead_recorder_took_along_is_counted_by_the_next(start: Start) ->
         record.turn(verdicts, 1)
         assert row(worker, "frames_unrecorded") == 2
         assert lost_with_an_earlier_one(worker) == 0, "and only once"
+        record.finish(verdicts)
+
+
+def test_messages_that_are_left_out_are_trouble_as_frames_are(start: Start) -> None:
+    worker = start(RECORD)
+    record = Record(worker)
+    record.recorder.start()
+    with Subscriber(worker.verdict_endpoint, "test") as verdicts:
+        for _ in range(2):
+            record.recorder.put(Trigger("s0", 0, 1))  # the second is not written: the number was there
+        wait_until(lambda: record.turn(verdicts, 10) or row(worker, "messages_unrecorded") == 1)
+        assert RecordTrouble(row(worker, "trouble")) is RecordTrouble.BEHIND
         record.finish(verdicts)
 
 

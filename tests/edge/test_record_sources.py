@@ -148,6 +148,16 @@ def test_a_camera_that_is_gone_is_looked_for_and_refusals_are_recorded(
     assert [(e.number, e.height) for e in inputs if isinstance(e, RecordedFrame)] == [(0, 224), (2, 100)]
 
 
+def test_messages_that_are_left_out_are_counted_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events = [Triggered(0, 1), Exposed(0, marker_image()), Triggered(0, 2), Ended(1)]
+    monkeypatch.setattr(edge.recorder.sources, "open_source", lambda *_: Camera(events))
+    out = tmp_path / "out.mcap"
+    said = record_sources(load_recipe(marker_recipe(tmp_path)), out, threading.Event())
+    assert said == f"{out}: 1 frames of s0, 0 not recorded, and 1 triggers or refusals not either"
+    end = dict(Recording(out).metadata_records)["maskline.end"]
+    assert end == {"frames": "1", "frames_unrecorded": "0", "messages_unrecorded": "1"}
+
+
 def test_whatever_else_a_source_raises_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread that dies without a word would look like a source that has ended."""
 

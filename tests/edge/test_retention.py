@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from pathlib import Path
 
 import pytest
-from mcap.exceptions import InvalidMagic
 from recorder_helpers import MIB, Feed, numbers, quickly, record_into
 from structlog.testing import capture_logs
 
-from edge.recorder.retention import RollFolder, cut
+from edge.recorder.retention import RollFolder
 from edge.recorder.rolls import Bounds, find_rolls, marked_path
 from edge.recorder.writing import Recorder
 from edge.recording import RecordedTrigger, Recording
@@ -21,6 +21,7 @@ from tests.disks import fill, loop_disk
 SMALL = {"roll_mib": 1, "max_mib": 6, "marked_mib": 1}
 BOUNDS = Bounds(MIB, 6 * MIB, MIB)
 ROLL_PARTS = 13  # of which a roll of SMALL is full
+HOUR_NS = 3600 * 10**9
 
 
 def total(folder: Path) -> int:
@@ -67,6 +68,7 @@ def test_what_was_recorded_round_a_reject_outlives_its_file(tmp_path: Path) -> N
     kept = [n for roll in rolls if roll.marked for n in numbers(roll.path)]
     assert {5, 30} <= set(kept)
     assert len(kept) < 10, "and little else"
+    assert not any("first_numbers" in Recording(roll.path).metadata for roll in rolls if roll.marked)
     assert min(n for roll in rolls if not roll.marked for n in numbers(roll.path)) > 30
     for roll in rolls:
         recording = Recording(roll.path)
@@ -77,6 +79,54 @@ def test_what_was_recorded_round_a_reject_outlives_its_file(tmp_path: Path) -> N
     assert 5 in [e.number for e in first.events("cam") if isinstance(e, RecordedTrigger)]
     assert 5 in [r.number for _, r in first.results()]
     assert not list(tmp_path.glob("*.part"))
+
+
+def set_back(monkeypatch: pytest.MonkeyPatch, hours: int) -> None:
+    """Set the clock of the box back; what the kernel dates is not touched by it."""
+    real = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: real() - hours * HOUR_NS)
+
+
+def test_what_is_marked_outlives_a_clock_that_is_set_back_while_its_file_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel dates the file by the new clock: it ends before it began."""
+    both = record_into(tmp_path, folder := RollFolder(tmp_path, "line", BOUNDS, 0), **SMALL, mark_s=0.001)
+    record_parts(both, folder, 5, 3)
+    assert both[0].finish(10)
+    (roll,) = find_rolls(tmp_path, "line")
+    os.utime(roll.path, ns=(roll.end_ns - HOUR_NS,) * 2)
+    set_back(monkeypatch, 1)
+    again = record_into(tmp_path, folder := RollFolder(tmp_path, "line", BOUNDS, 0), **SMALL, mark_s=0.001)
+    again[1].next = again[1].released = 100
+    record_parts(again, folder, 8 * ROLL_PARTS)
+    assert again[0].finish(10)
+    assert not roll.path.exists()
+    assert 3 in numbers(marked_path(roll.path))
+
+
+def test_what_is_marked_is_not_lost_without_a_word_when_the_clock_was_set_back(tmp_path: Path) -> None:
+    both = record_into(tmp_path, folder := RollFolder(tmp_path, "line", BOUNDS, 0), **SMALL, mark_s=0.001)
+    record_parts(both, folder, 5, 3)
+    assert both[0].finish(10)
+    (roll,) = find_rolls(tmp_path, "line")
+    os.utime(roll.path, ns=(roll.end_ns - HOUR_NS,) * 2)
+    folder = RollFolder(tmp_path, "line", Bounds(MIB, 2 * MIB, MIB), 0)  # nothing closed may stay
+    with capture_logs() as logs:
+        folder.next_path(time.time_ns())
+    assert not roll.path.exists()
+    assert [event["event"] for event in logs] == ["marked_roll_deleted"]
+
+
+def test_the_oldest_go_first_also_after_the_clock_was_set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = record_into(tmp_path, folder := RollFolder(tmp_path, "line", BOUNDS, 0), **SMALL)
+    record_parts(both, folder, 3 * ROLL_PARTS)
+    set_back(monkeypatch, 1)
+    record_parts(both, folder, 3 * ROLL_PARTS)
+    assert both[0].finish(10)
+    left = [n for roll in find_rolls(tmp_path, "line") for n in numbers(roll.path)]
+    assert left == list(range(left[0], 6 * ROLL_PARTS)), "the newest, without a hole, in the order of their names"
+    assert left[0] > 0
 
 
 def test_marked_stretches_are_bounded_too(tmp_path: Path) -> None:
@@ -159,11 +209,3 @@ def test_old_files_make_room_on_a_disk_that_is_smaller_than_the_bound_but_not_wh
         left = [n for roll in find_rolls(disk, "line") for n in numbers(roll.path)]
         assert 0 not in left
         assert 3 * ROLL_PARTS in left
-
-
-def test_cutting_a_foreign_file_is_an_error_and_changes_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "x.mcap"
-    path.write_bytes(b"nonsense" * 10)
-    with pytest.raises(InvalidMagic):
-        list(cut(path, [(0, 1)], tmp_path / "out"))
-    assert path.read_bytes() == b"nonsense" * 10

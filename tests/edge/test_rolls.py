@@ -12,28 +12,30 @@ from edge.recorder.rolls import Bounds, Marks, Roll, Stretch, beyond, find_rolls
 times = st.integers(0, 1000)
 stretches = st.lists(st.tuples(times, times).map(lambda s: (min(s), max(s))), max_size=12)
 rolls = st.lists(st.tuples(st.integers(1, 50), st.booleans()), max_size=12).map(
-    lambda found: [Roll(Path(str(i)), i, i, size, marked) for i, (size, marked) in enumerate(found)]
+    lambda found: [Roll(Path(str(i)), i, -i, -i, size, marked) for i, (size, marked) in enumerate(found)]
 )
 
 
 def test_names_tell_line_start_and_marks(tmp_path: Path) -> None:
     start_ns = 1_795_364_318_447_122_000
-    older, path = roll_path(tmp_path, "a", start_ns - 1_000_000_000), roll_path(tmp_path, "a", start_ns)
-    assert path.name == "a.20261122T161838.447122Z.mcap"
-    marked = marked_path(older)
+    older, path = roll_path(tmp_path, "a", 7, start_ns), roll_path(tmp_path, "a", 8, start_ns - 1_000_000_000)
+    assert older.name == "a.00000007.20261122T161838.447122Z.mcap"
+    marked, unnumbered = marked_path(older), tmp_path / "a.20271122T161838.447122Z.mcap"
     others = (
-        "a-b.20261122T161838.447122Z.mcap",
+        "a-b.00000001.20261122T161838.447122Z.mcap",
         "a.mcap",
-        "a.20261122T161838.447122Z.mcap.part",
-        "a.99999999T161838.447122Z.mcap",
+        "a.00000001.20261122T161838.447122Z.mcap.part",
+        "a.00000001.99999999T161838.447122Z.mcap",
+        "a.1.20261122T161838.447122Z.mcap",
     )
-    for file in (path, marked, *(tmp_path / other for other in others)):
+    for file in (path, marked, unnumbered, *(tmp_path / other for other in others)):
         file.write_bytes(b"12345")
     found = find_rolls(tmp_path, "a")
-    assert [(r.path, r.start_ns, r.nbytes, r.marked) for r in found] == [
-        (marked, start_ns - 1_000_000_000, 5, True),
-        (path, start_ns, 5, False),
-    ]
+    assert [(r.path, r.number, r.start_ns, r.nbytes, r.marked) for r in found] == [
+        (unnumbered, 0, start_ns + 365 * 86_400 * 1_000_000_000, 5, False),
+        (marked, 7, start_ns, 5, True),
+        (path, 8, start_ns - 1_000_000_000, 5, False),
+    ], "in the order in which they were begun, whatever the clock said then"
 
 
 @given(stretches)
@@ -68,8 +70,8 @@ def test_no_more_goes_than_must_the_oldest_first_and_marked_ones_last(found: lis
         assert sum(r.nbytes for r in left) + gone[-1].nbytes > limit, "the last one had to go"
     assert all(r.marked for r in left) or not any(r.marked for r in gone)
     for kind in (True, False):
-        ages = [r.start_ns for r in found if r.marked is kind]
-        assert [r.start_ns for r in gone if r.marked is kind] == ages[: sum(r.marked is kind for r in gone)]
+        ages = [r.number for r in found if r.marked is kind]
+        assert [r.number for r in gone if r.marked is kind] == ages[: sum(r.marked is kind for r in gone)]
 
 
 def test_closed_files_leave_room_for_the_open_one_and_for_what_is_cut_out() -> None:

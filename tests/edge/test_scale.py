@@ -12,20 +12,24 @@ import cv2
 import numpy as np
 import pytest
 
+from calib.calibration import StationCalibration
 from calib.fitting import GoodView, StationSpec, fit_station
 from calib.millimetres import where_words
 from calib.pictures import view_panels
 from calib.report_data import ReportStation, ReportView
+from edge.detector import Detector
 from edge.errors import SourceError
-from edge.judge import Judge, provenance
+from edge.judge import Judge, Judgement, provenance
 from edge.ledger import view_of
 from edge.messages import ViewResult
 from edge.place.geometry import Box, Place
 from edge.place.scale import MAX_SPREAD, measure_scale
-from edge.plan import plan_station
+from edge.plan import StationPlan, plan_station
 from edge.settings import Station, scoring_sha256
+from edge.tiling import cut
 from edge.verdict import Decision
-from engines.bundle import Score, SsimL1Map
+from engines.backends import BackendInfo
+from engines.bundle import DirectMap, Score, SsimL1Map
 
 SQUARES, SQUARE_MM = (9, 6), 5.0
 FOCAL_PX, SIZE = 3000.0, (480, 640)
@@ -228,6 +232,118 @@ def test_a_reject_stays_one_and_shows_at_least_its_largest_defect() -> None:
     assert (decision, len(shown)) == (Decision.REJECT, 1), "but a part is not rejected for nothing to be seen"
 
 
+class Across:
+    """A station of four tiles of 224 px, 0.1 mm per pixel, whose network answers with its map: areas are exact."""
+
+    def __init__(self, smallest_mm2: float | None = 4.0, engine: dict[str, str] = ENGINE, **changes: object) -> None:
+        declared = station(tiling={}, scale_mm_per_px=0.1, smallest_defect_mm2=smallest_mm2, **changes)
+        plan = plan_station(declared)
+        exact = {"error_map": DirectMap(), "score": Score(kind="area", map_quantile=0.99)}
+        manifest = plan.bundle.manifest.model_copy(update=exact)
+        self.plan: StationPlan = replace(plan, bundle=replace(plan.bundle, manifest=manifest))
+        self.engine = engine
+        self.tiles = np.random.default_rng(0).integers(60, 180, plan.prepare.tiles_shape, np.uint8)
+
+    def answer(self, *boxes: tuple[int, int, int, int]) -> np.ndarray:
+        """The network's answer to defects at x, y, width, height of the frame; each tile has its piece."""
+        picture = np.zeros((448, 448, 1), np.float32)
+        for x, y, width, height in boxes:
+            picture[y : y + height, x : x + width] = 0.9
+        maps = cut(picture, self.plan.prepare.tiling, np.empty((4, 224, 224, 1), np.float32))
+        return np.concatenate([(self.tiles / 255).astype(np.float32), maps], axis=-1)
+
+    def limits(self, *cheap: tuple[int, int, int, int]) -> StationCalibration:
+        """From parts with an area of 8 px on one tile and of 6 + 6 px on two; a cheap plan sees `cheap`."""
+        manifest, made = self.plan.bundle.manifest, provenance(self.plan, self.engine)
+        spec = StationSpec(manifest.error_map, manifest.score, made, smallest_px=self.plan.smallest_defect_px)
+        good = self.answer((20, 20, 4, 2), (222, 300, 4, 3))
+        rough = self.answer(*cheap) if cheap else None
+        views = (GoodView(self.tiles, good, rough, joined=self.plan.joined) for _ in range(40))
+        return fit_station(views, 40, spec)
+
+    def judge(self, limits: StationCalibration, *boxes: tuple[int, int, int, int]) -> Judgement:
+        maps = np.empty(self.tiles.shape[:3], np.float32)
+        return Judge(self.plan, limits).judge(self.tiles, self.answer(*boxes), maps, self.engine)
+
+
+@pytest.mark.parametrize(
+    ("x", "y"), [(100, 100), (214, 100), (214, 214), (209, 230)], ids=["inside", "border", "corner", "beside"]
+)
+def test_the_smallest_defect_is_the_same_wherever_it_lies(x: int, y: int) -> None:
+    across = Across()
+    limits = across.limits()
+    assert limits.score_threshold == 399
+    assert limits.score_quantiles["max"] == 12, "good parts are scored as the line scores them"
+    for side, decision in ((25, Decision.REJECT), (20, Decision.REJECT), (19, Decision.PASS)):
+        found = across.judge(limits, (x, y, side, side))
+        assert (found.decision, found.score) == (decision, side**2)
+        assert found.areas_px == ([side**2] if decision is Decision.REJECT else None), "the score is what is shown"
+
+
+def test_without_a_smallest_defect_each_tile_is_scored_alone() -> None:
+    across = Across(smallest_mm2=None)
+    limits = across.limits()
+    assert across.plan.joined is None
+    assert limits.score_quantiles["max"] == 8
+    assert across.judge(limits, (214, 100, 25, 25)).score == 15 * 25
+
+
+class Answers:
+    """A backend that is handed what it answers to each tile."""
+
+    def __init__(self, of_tile: np.ndarray) -> None:
+        self.of_tile = of_tile
+        self.asked: list[int] = []
+
+    def describe(self) -> BackendInfo:
+        return BackendInfo("b", "1", "d", "f32", "i", "")
+
+    def infer(self, tiles: np.ndarray, out: np.ndarray) -> None:
+        whole = len(tiles) == len(self.of_tile)
+        number = 0 if whole else next(i for i, t in enumerate(ACROSS_TILES) if np.array_equal(t, tiles[0]))
+        self.asked += range(4) if whole else [number]
+        out[:] = self.of_tile if whole else self.of_tile[number : number + 1]
+
+
+ACROSS_TILES = Across().tiles
+
+
+@pytest.mark.parametrize(
+    ("cheap", "doubted"),
+    [
+        ((214, 100, 25, 16), [0, 1]),  # 400 px of two tiles: rejected, if the exact plan sees as much
+        ((214, 100, 25, 15), [0, 1]),  # 375 px, not enough, if it sees no more
+        ((214, 100, 25, 30), []),  # far above, though neither half is
+        ((214, 100, 25, 8), []),
+    ],
+)
+def test_a_cascade_doubts_every_tile_of_a_doubtful_area(cheap: tuple[int, int, int, int], doubted: list[int]) -> None:
+    across = Across(engine=ENGINE | {"plan": "cascade"}, plan="cascade")
+    limits = across.limits((20, 20, 4, 1), (222, 300, 4, 17)).model_copy(update={"cascade_band": (-50.0, 50.0)})
+    exact, rough = Answers(across.answer((214, 100, 25, 25))), Answers(across.answer(cheap))
+    detector = Detector(across.plan, exact, rough)  # type: ignore[arg-type]
+    out = np.empty_like(exact.of_tile)
+    detector.infer(across.tiles, out, limits)
+    assert exact.asked == doubted
+    found = Judge(across.plan, limits).judge(across.tiles, out, np.empty((4, 224, 224), np.float32), across.engine)
+    assert found.score == (625 if doubted else cheap[2] * cheap[3])
+
+
+def test_the_band_of_a_cascade_is_that_of_whole_areas() -> None:
+    limits = Across().limits((20, 20, 4, 1), (222, 300, 4, 17))
+    assert limits.cascade_band == (-56, 4), "12 less 68 px where it lies on two tiles, 8 less 4 on one"
+
+
+def test_on_a_web_an_area_is_of_both_pitches() -> None:
+    web = {"mm_per_line": 0.5, "overlap_px": 0}
+    lines = Across(web=web)
+    assert lines.plan.smallest_defect_px == pytest.approx(4.0 / (0.1 * 0.5))
+    limits = lines.limits()
+    assert limits.score_threshold == 79
+    assert lines.judge(limits, (214, 100, 10, 8)).decision is Decision.REJECT, "1 x 4 mm"
+    assert lines.judge(limits, (214, 100, 10, 7)).decision is Decision.PASS
+
+
 def test_a_view_carries_scale_and_areas() -> None:
     result = ViewResult("cam", 1, 2, Decision.REJECT, boxes=[[1, 2, 3, 4]], areas_px=[7.5], place=[1.5, -2.0, 0.25])
     view = view_of(result, "bundle", 0.05)
@@ -245,6 +361,9 @@ def test_words_have_millimetres_beside_pixels() -> None:
     assert where_words(replace(view, areas_px=()), None) == ["1 x 0.5 mm at 7.5, 4.25 (20 x 10 px at 150, 85)"]
     assert where_words(replace(view, boxes=()), REGION) == []
     assert where_words(replace(view, boxes=view.boxes * 5), REGION)[-1] == "and 2 more"
+    web = ["1.5 mm² in 1 x 2.5 mm at 2.5, 8.75 (120 px² in 20 x 10 px at 50, 35)"]
+    assert where_words(replace(view, mm_per_line=0.25), REGION) == web
+    assert where_words(replace(view, mm_per_line=0.25, scale_mm_per_px=None), REGION)[0].startswith("120 px²")
 
 
 def test_positions_are_those_on_the_part() -> None:

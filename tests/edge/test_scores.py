@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edge import scores
 from edge.anomaly import NotFiniteError
-from edge.tiling import Box, plan_prepare
+from edge.tiling import Box, Tiling, cut, grid, plan_prepare
 from engines.bundle import Score
 
 
@@ -65,11 +68,61 @@ def test_an_area_across_tiles_is_one_box_in_frame_pixels() -> None:
     assert scores.view_boxes(maps, 1.0, plan) == []
 
 
-def test_a_map_that_is_no_number_never_becomes_a_score() -> None:
-    maps = np.zeros((2, 8, 8), np.float32)
+def tiled(picture: np.ndarray, tile: int, overlap: int = 0) -> tuple[np.ndarray, Tiling]:
+    """A map [H, W] as the maps [N, tile, tile] of its tiles, and how they lie."""
+    tiling = grid(*picture.shape, tile, overlap)
+    return cut(picture[..., None], tiling, np.empty((tiling.count, tile, tile, 1), np.float32))[..., 0], tiling
+
+
+AREA = Score(kind="area")
+
+
+def test_an_area_across_tiles_counts_whole_where_they_are_joined() -> None:
+    picture = np.zeros((80, 80), np.float32)
+    picture[30:55, 30:55] = 1  # 10 px of the 25 in the upper and left tiles, 15 in the others
+    picture[2:5, 60:64] = 1
+    maps, tiling = tiled(picture, 40)
+    alone, joined = (scores.view_score(maps, AREA, 0.5, None, how) for how in (None, tiling))
+    assert alone.tile_scores.tolist() == [100, 150, 150, 225]
+    assert joined.tile_scores.tolist() == [625, 625, 625, 625]
+    assert (alone.score, joined.score) == (225, 625)
+    picture[30:55, 30:40] = 0
+    maps, tiling = tiled(picture, 40)
+    assert scores.view_score(maps, AREA, 0.5, None, tiling).tile_scores.tolist() == [0, 375, 0, 375]
+    assert scores.view_score(maps, AREA, 1.0, None, tiling).tile_scores.tolist() == [0, 0, 0, 0]
+
+
+@given(
+    st.integers(0, 2**32 - 1), st.integers(12, 40), st.integers(12, 40), st.integers(0, 8), st.sampled_from([0.2, 0.5])
+)
+def test_joined_areas_are_those_of_the_boxes(seed: int, height: int, width: int, overlap: int, share: float) -> None:
+    picture = (np.random.default_rng(seed).random((height, width)) < share).astype(np.float32)
+    maps, tiling = tiled(picture, 12, overlap)
+    found = scores.view_score(maps, AREA, 0.5, None, tiling)
+    plan = plan_prepare((height, width, 1), tile=12, overlap=overlap)
+    shown = scores.view_defects(maps, 0.5, plan, 1)
+    assert found.score == max((area for _, area in shown), default=0)
+    for tile, box in zip(found.tile_scores, tiling.boxes, strict=True):
+        labels = cv2.connectedComponents(picture.astype(np.uint8), connectivity=8)[1]
+        there = set(labels[box.rows, box.columns].flat) - {0}
+        assert tile == max((np.count_nonzero(labels == label) for label in there), default=0)
+    assert found.score >= scores.view_score(maps, AREA, 0.5).score
+
+
+@pytest.mark.parametrize("kind", ["max", "mean", "topk"])
+def test_what_is_no_area_is_not_joined(kind: str) -> None:
+    maps, tiling = tiled(np.random.default_rng(1).random((30, 30), np.float32), 16, 2)
+    alone, joined = (scores.view_score(maps, Score(kind=kind, k=9), 0.5, None, how) for how in (None, tiling))
+    assert joined.tile_scores.tolist() == alone.tile_scores.tolist()
+
+
+@pytest.mark.parametrize("kind", ["max", "mean", "topk", "area"])
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_map_that_is_no_number_never_becomes_a_score(kind: str, joined: bool) -> None:
+    maps, tiling = tiled(np.zeros((8, 16), np.float32), 8)
     maps[1, 2, 2] = np.nan
-    with pytest.raises(NotFiniteError, match="tile 1"):
-        scores.view_score(maps, Score(kind="max"))
+    with pytest.raises(NotFiniteError, match="tile 1" if kind != "area" else "NaN"):
+        scores.view_score(maps, Score(kind=kind), 0.5, None, tiling if joined else None)
 
 
 def test_the_mean_is_over_judged_pixels() -> None:

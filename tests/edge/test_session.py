@@ -7,6 +7,7 @@ from channel_helpers import LEAD_NS, MS, World, beat, verdict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edge.journal.schema import LOST_AT_MOST
 from edge.messages import Ack, Clock, Heartbeat, Hello, Refusal, Trigger, Verdict, Welcome, decode, encode
 from edge.session import Gap, NewEpoch, Position, Refused, Session, Silence
 
@@ -173,7 +174,34 @@ def test_a_client_that_comes_back_to_another_journal_is_told() -> None:
     assert world.verdicts == [1, 2]
 
 
-def test_a_journal_that_lost_its_end_in_a_power_cut_goes_on_from_there() -> None:
+def lose_end(world: World, upto: int) -> None:
+    """A power cut takes the end of the journal; the next gate skips all numbers that may have been given."""
+    for seq in range(upto + 1, world.published + 1):
+        del world.journal[seq]
+    world.published = upto + LOST_AT_MOST
+    world.restart_server()
+
+
+@pytest.mark.parametrize("handled", [5, 7, 10])
+@pytest.mark.parametrize("since", [0, 1, 5])
+def test_after_a_power_cut_a_client_that_was_away_hears_all_that_is_new(handled: int, since: int) -> None:
+    world = World(Position("e1", 0))
+    world.publish(handled)
+    world.settle(2)
+    world.cut(reconnect=False)
+    world.publish(10 - handled)
+    lose_end(world, 7)
+    new = range(8 + LOST_AT_MOST, 8 + LOST_AT_MOST + since)
+    world.publish(since)
+    world.settle(3)
+    there = range(handled + 1, 8)
+    assert world.verdicts == [*range(1, handled + 1), *there, *new]
+    assert world.of_type(Gap) == [Gap(None, max(handled, 7) + 1, 7 + LOST_AT_MOST)], "some may be lost, and it is said"
+    assert not world.of_type(NewEpoch)
+    assert world.client.position == Position("e1", 7 + LOST_AT_MOST + since)
+
+
+def test_an_older_copy_of_the_journal_goes_on_from_where_it_is() -> None:
     world = World(Position("e1", 0))
     world.publish(10)
     world.settle(2)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from journal_helpers import verdict_of
 from numpy.typing import NDArray
 
+from calib.millimetres import where_words
 from edge.errors import ResourceError
+from edge.journal import Journal, write_turn
+from edge.messages import View, encode
+from edge.paths import journal_path
 from edge.plan import plan_station
-from edge.scores import boxes
+from edge.recipes import load_recipe
+from edge.report import collect_run
+from edge.scores import MAX_BOXES, boxes
 from edge.settings import Frame, Region, Source, Station, Tiling, Web, scoring_sha256
 from edge.tiling import Box
 from edge.verdict import Decision
@@ -25,6 +34,7 @@ from edge.webs.picture import LEFT, MAP_WIDTH_PX, TOP, draw, write_picture
 from edge.webs.roll import NOT_SEEN, Look, RollMap, roll_map
 from edge.webs.stitching import Stitcher, Tracker
 from edge.webs.table import summary, write_table
+from tests.support import marker_recipe
 
 WIDTH = 48
 
@@ -206,6 +216,18 @@ def test_a_reject_without_a_place_is_shown_over_its_whole_frame() -> None:
     assert roll.defects == []
 
 
+@pytest.mark.parametrize(("count", "whole"), [(MAX_BOXES - 1, []), (MAX_BOXES, [Box(4, 20, WIDTH - 8, 44)])])
+def test_a_frame_with_more_places_than_are_told_is_shown_over_all_that_it_judged(count: int, whole: list[Box]) -> None:
+    """Its last rows before its own were judged by no other frame: what is not told may lie there as well."""
+    found = [(i % 8 * 6, 8 + i // 8 * 6, 2, 2) for i in range(count)]
+    looks = [seen(0), seen(1, *found, before=16), seen(2, before=16)]
+    roll = roll_map(looks, geometry(32, overlap=16, margin=4))
+    assert [r.box for r in roll.rejected] == whole
+    assert [r.numbers for r in roll.rejected] == [(1,)] * len(whole)
+    assert len(roll.defects) == count, "those that are told have their places"
+    assert ("1 frame rejected as a whole" in summary(roll)) == bool(whole)
+
+
 class TestTheEncoder:
     """0.5 mm per line and 0.25 mm per count: 2 counts per line, 64 per frame."""
 
@@ -330,6 +352,21 @@ class TestTheRecipe:
         assert scoring_sha256(station(200, overlap=88)) != scoring_sha256(station(224, overlap=64))
         assert station(32, overlap=8).window.height_px == 40
 
+    def test_the_pitch_of_the_lines_does_where_an_area_counts(self) -> None:
+        def hashed(mm_per_line: float, **fields: float) -> str:
+            web = Web(mm_per_line=mm_per_line)
+            return scoring_sha256(station(32).model_copy(update={"web": web, **fields}))
+
+        smallest = {"scale_mm_per_px": 0.1, "smallest_defect_mm2": 4.0}
+        assert hashed(0.5, **smallest) != hashed(0.25, **smallest)
+        assert hashed(0.5) == hashed(0.25), "where none does, it changes neither pixels nor scores"
+        before = "8d9dad219156301cab6fad9d7ca34b0e8dadecd820a2b44f2f31bc900f1ea95b"
+        assert hashed(0.5) == before, "the hash of a web without a smallest defect is what it was"
+
+    def test_without_a_scale_across_a_pixel_is_as_wide_as_a_line_is_long(self) -> None:
+        assert web_geometry(station(32)).mm_per_px == 0.5
+        assert web_geometry(station(32).model_copy(update={"scale_mm_per_px": 0.1})).mm_per_px == 0.1
+
 
 def test_the_repeated_rows_of_a_frame_alone_and_a_rim_below_them_are_not_judged() -> None:
     one = Station(
@@ -348,6 +385,22 @@ def test_the_repeated_rows_of_a_frame_alone_and_a_rim_below_them_are_not_judged(
     assert alone[0].all(axis=1).nonzero()[0].tolist() == [*range(34), *range(214, 224)]
     assert web_geometry(one).judged(0) == (10, 190)
     assert web_geometry(one).judged(24) == (-14, 190)
+
+
+def test_a_report_of_a_web_measures_along_it_in_lines(tmp_path: Path) -> None:
+    path, journal_file = marker_recipe(tmp_path), journal_path(tmp_path)
+    web = "web = { mm_per_line = 0.25 }\n[stations.source]"
+    path.write_text(path.read_text(encoding="utf-8").replace("[stations.source]", web), encoding="utf-8")
+    recipe = load_recipe(path)
+    rest = ([[140, 80, 20, 10]], None, "", 1, "b", "c", {}, [1, 2])
+    view = View("s0", Decision.REJECT, None, 0.75, 0.5, *rest, areas_px=[120.0], scale_mm_per_px=0.05)
+    with closing(Journal(journal_file, commit_interval_ms=100, reserve_mib=1)) as journal:
+        run = journal.run(1000, recipe.sha256, recipe.model_dump_json())
+        verdict = verdict_of(1, epoch=journal.epoch, run=run, lane="s0", views=[view])
+        row = (run, "s0", 1, "s0", 1, verdict.decided_utc_ns, False, None, verdict.part_id)
+        journal.write(partial(write_turn, run, [row], [], [(verdict, encode(verdict))], journal.head))
+    (part,) = collect_run(tmp_path).parts
+    assert where_words(part.views[0], None) == ["1.5 mm² in 1 x 2.5 mm at 7.5, 21.2 (120 px² in 20 x 10 px at 150, 85)"]
 
 
 class TestTheMap:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from calib.calibration import load_calibration
-from edge.ledger import view_of
+from edge.ledger import Ledger, view_of
 from edge.messages import ViewResult
 from edge.paths import calibration_path
 from edge.recipes import load_recipe
@@ -45,21 +45,35 @@ class Written:
         self._out = RecordingWriter(self.path, {"recipe": self.recipe.model_dump_json()})
         self._results: list[tuple[int, ViewResult]] = []
 
-    def part(self, number: int, *results: ViewResult | None, said: tuple[Decision, Reason | None]) -> None:
-        """What each camera's judge said, None for one that never triggered; and what the gate made of it."""
+    def part(
+        self,
+        number: int,
+        *results: ViewResult | None,
+        said: tuple[Decision, Reason | None],
+        saw: tuple[ViewResult | None, ...] | None = None,
+        lost: bool = False,
+        late: bool = False,
+    ) -> None:
+        """What each camera's judge said, None for one that never triggered; and what the gate made of it.
+
+        `saw`: the views of its verdict, where they are others. `lost`: the recorder has missed the results. `late`: the
+        gate answered after the deadline.
+        """
         for station, result in zip(("s0", "s1"), results, strict=True):
             if result is not None:
                 self._out.trigger(station, number, UTC_NS + 100 * MS * number, part_id=number + 50)
                 waited_ns = result.stamps[-1] - result.at_ns if result.stamps else 0
                 at_ns = UTC_NS + 100 * MS * number + waited_ns
-                self._results.append((at_ns, replace(result, station=station, number=number)))
+                if not lost:
+                    self._results.append((at_ns, replace(result, station=station, number=number)))
+        saw = results if saw is None else saw
         views = [
             view_of(replace(r, station=s) if r else refused(Reason.MISSED_FRAME, s), "")
-            for s, r in zip(("s0", "s1"), results, strict=True)
+            for s, r in zip(("s0", "s1"), saw, strict=True)
         ]
         decision, reason = said
-        leading = max((r for r in results if r and r.score is not None), key=lambda r: r.score or 0, default=None)
-        told = verdict(number, *views, decision=decision, reason=reason, part_id=number + 50)
+        leading = max((r for r in saw if r and r.score is not None), key=lambda r: r.score or 0, default=None)
+        told = verdict(number, *views, decision=decision, reason=reason, part_id=number + 50, late=late)
         told = replace(
             told,
             score=leading.score if leading else None,
@@ -76,8 +90,8 @@ class Written:
         return found
 
 
-def answered(after_ms: int, decision: Decision = Decision.PASS, score: float = 0.1) -> ViewResult:
-    stamps = [MONOTONIC_NS + after_ms * MS]
+def answered(after_ms: float, decision: Decision = Decision.PASS, score: float = 0.1) -> ViewResult:
+    stamps = [MONOTONIC_NS + round(after_ms * MS)]
     return ViewResult("s0", 0, MONOTONIC_NS, decision, score=score, threshold=0.5, stamps=stamps)
 
 
@@ -100,15 +114,83 @@ def test_the_gate_decides_as_it_did(tmp_path: Path) -> None:
     assert (found.parts, found.apart) == (5, ())
 
 
-@pytest.mark.parametrize(("after_ms", "same"), [(990, True), (1010, False)])
-def test_a_result_comes_when_it_came(tmp_path: Path, after_ms: int, same: bool) -> None:
-    """A result after the deadline makes no PASS: the ledger says UNINSPECTED(deadline), which is told apart."""
+@pytest.mark.parametrize(
+    ("after_ms", "different", "apart"),
+    [(990, False, []), (999, False, [Why.ON_THE_EDGE]), (1001, True, []), (5000, True, [])],
+)
+def test_a_pass_after_the_deadline_is_found(tmp_path: Path, after_ms: float, different: bool, apart: list[Why]) -> None:
+    """The gate closes a part 5 ms before its deadline: one that wakes late may take an answer until then."""
     written = Written(tmp_path)
     written.part(0, answered(20), answered(after_ms), said=PASS)
     found = written.replayed()
-    assert found.same
-    assert [a.why for a in found.apart] == ([] if same else [Why.CLOCK])
-    assert all(a.found == "UNINSPECTED (deadline)" for a in found.apart)
+    assert [(d.expected, d.found) for d in found.differences if d.field == "decision"] == (
+        [("PASS", "UNINSPECTED")] if different else []
+    )
+    assert [a.why for a in found.apart] == apart
+
+
+@pytest.mark.parametrize(
+    ("after_ms", "different", "apart"),
+    [(20, True, []), (989, True, []), (992, False, [Why.ON_THE_EDGE]), (996, False, []), (1010, False, [])],
+)
+def test_an_answer_in_time_that_the_gate_refused_is_found(
+    tmp_path: Path, after_ms: float, different: bool, apart: list[Why]
+) -> None:
+    """Its way to the gate may take 5 ms."""
+    written = Written(tmp_path)
+    overdue = (Decision.UNINSPECTED, Reason.DEADLINE)
+    written.part(0, answered(20), answered(after_ms), said=overdue, saw=(answered(20), refused(Reason.DEADLINE)))
+    found = written.replayed()
+    assert [(d.expected, d.found) for d in found.differences if d.field == "decision"] == (
+        [("UNINSPECTED", "PASS")] if different else []
+    )
+    assert [a.why for a in found.apart] == apart
+
+
+@pytest.mark.parametrize("overdue", [False, True])
+def test_a_ledger_that_forgets_its_deadlines_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overdue: bool
+) -> None:
+    """Or that has them too early. What the line said is right, and the replay is wrong."""
+    written, late = Written(tmp_path), refused(Reason.DEADLINE)
+    written.part(
+        0, answered(20), answered(1500), said=(Decision.UNINSPECTED, Reason.DEADLINE), saw=(answered(20), late)
+    )
+    written.part(1, answered(20), answered(30), said=PASS)
+    wrong_ns = -985_000_000 if overdue else 1_000_000_000
+    closing = Ledger._closing_ns
+    monkeypatch.setattr(Ledger, "_closing_ns", lambda self, part: closing(self, part) + wrong_ns)
+    found = written.replayed()
+    assert {d.part for d in found.differences} == ({0, 1} if overdue else {0})
+
+
+def test_what_the_recording_does_not_say_of_an_answer_is_told_apart(tmp_path: Path) -> None:
+    written = Written(tmp_path)
+    overdue, both_overdue = (Decision.UNINSPECTED, Reason.DEADLINE), (refused(Reason.DEADLINE),) * 2
+    written.part(0, answered(20), answered(30), said=PASS, lost=True)
+    written.part(1, refused(Reason.OVERLOAD), answered(30), said=overdue, saw=(refused(Reason.DEADLINE), answered(30)))
+    written.part(2, answered(20), answered(30), said=overdue, saw=both_overdue, late=True)
+    found = written.replayed()
+    assert found.same, found.differences
+    assert [(a.part, a.why) for a in found.apart] == [(0, Why.UNTOLD), (1, Why.UNTIMED), (2, Why.HELD_UP)]
+    assert found.parts == 0
+
+
+def test_a_late_pass_is_none_whatever_held_the_gate_up(tmp_path: Path) -> None:
+    written = Written(tmp_path)
+    written.part(0, answered(20), answered(1500), said=PASS, late=True)
+    assert not written.replayed().same
+
+
+def test_what_only_the_end_of_a_line_causes_is_told_apart(tmp_path: Path) -> None:
+    written = Written(tmp_path)
+    for number, reason in enumerate((Reason.RESTART, Reason.STOPPING, Reason.CHANGE_OVER)):
+        open_still = (refused(reason),) * 2
+        written.part(number, answered(20), answered(30), said=(Decision.UNINSPECTED, reason), saw=open_still)
+    written.part(3, refused(Reason.OVERLOAD), answered(30), said=PASS)
+    found = written.replayed()
+    assert [a.why for a in found.apart] == [Why.CLOCK] * 3
+    assert [d.part for d in found.differences if d.field == "decision"] == [3], "an overload is an input of the gate"
 
 
 @pytest.mark.parametrize("said", [PASS, (Decision.UNINSPECTED, Reason.ENGINE_ERROR)])
@@ -259,6 +341,20 @@ def test_a_recording_without_answers(judged: Path, tmp_path: Path) -> None:
         replay_process(path, "gate", ReplayOptions())
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (ReplayOptions(tolerance=0.1), "computes no scores; leave --tolerance out"),
+        (ReplayOptions(live=True), "leave --speed 1 out"),
+        (ReplayOptions(out=Path("kept")), "leave --out out"),
+        (ReplayOptions(calibration=Recording(RECORDING).calibration()), "knows no thresholds; leave --calibration out"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(options: ReplayOptions, said: str) -> None:
+    with pytest.raises(ReplayError, match=f"--process gate: .*{said}"):
+        replay_process(RECORDING, "gate", options)
+
+
 def test_a_process_that_cannot_be_replayed_alone() -> None:
     with pytest.raises(ReplayError, match=r"--process archive: .* these can: prepare, detect, judge, gate"):
         replay_process(RECORDING, "archive", ReplayOptions())
@@ -271,6 +367,8 @@ def test_a_process_that_cannot_be_replayed_alone() -> None:
         (["--update-reference"], "name the file that is to be written with --reference"),
         (["--update-reference", "--compare", "--reference", "r.json"], "compare in a run of its own"),
         (["--process", "gate", "--reference", "r.json"], "leave --reference out"),
+        (["--process", "judge", "--out", "kept"], "--process judge: there is no line whose journal could be kept"),
+        (["--process", "gate", "--speed", "1"], "--process gate: its inputs come at no speed; leave --speed 1 out"),
         (["--calibration", "no.json"], "no.json: no calibration here"),
         (["--recipe", "no.toml"], "no.toml: cannot read this recipe"),
         (["--speed", "2"], "'2' is not one of"),

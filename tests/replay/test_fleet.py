@@ -16,10 +16,13 @@ from edge.errors import MasklineError
 from edge.replay.compare import Outcome, compare
 from edge.replay.fleet import TRIES, Lost, Row, State, ThisBox, row_of, run_fleet
 from edge.replay.fleet_report import figures, report_text, summary_lines
+from edge.replay.outcome import outcome
 from edge.replay.run import ReplayResult
 from edge.testing import wait_until
+from edge.verdict import Reason
 from tests.replay import fleet_work
 from tests.replay.fleet_recordings import PARTS, Fleet, descendants, record_fleet
+from tests.replay.verdict_helpers import refused, verdict
 
 PATHS = [Path(f"{name}.mcap") for name in "abcde"]
 
@@ -147,6 +150,18 @@ def test_a_row_tells_what_the_replay_told() -> None:
     assert other.answers != row.answers
 
 
+def test_a_recording_of_which_all_parts_are_apart_is_not_the_same() -> None:
+    recorded, now = [outcome(verdict(1, refused(Reason.DEADLINE)))], [outcome(verdict(1))]
+    result = ReplayResult("a.mcap", "line", now, compare(recorded, now), (), seconds=1.0)
+    row = row_of(Path("a.mcap"), result, what_if=False)
+    assert (row.state, row.compared, row.different, row.apart) == (State.UNCOMPARED, 0, 0, 1)
+    assert not row.state.good
+    assert summary_lines([row])[0] == "1 recordings: 1 uncompared"
+    assert "uncompared: a.mcap: 1 parts: 1 PASS; 1 apart; answers" in report_text([row])
+    assert figures([row], 1.0)["fleet.uncompared"] == 1
+    assert row_of(Path("a.mcap"), result, what_if=True).state is State.REPLAYED
+
+
 def test_many_differences_are_counted_and_not_all_kept() -> None:
     def parts(decision: str) -> list[Outcome]:
         return [{"lane": "l", "part": n, "decision": decision, "reason": None, "views": []} for n in range(3000)]
@@ -225,6 +240,9 @@ def test_options_for_one_recording_are_refused() -> None:
     require_one(out=None, update_reference=False)
     with pytest.raises(MasklineError, match="--update-reference is for one recording"):
         require_one(out=None, update_reference=True)
+    said = _maskline("replay", "a.mcap", "b.mcap", "--diff", "d.txt", cwd=Path("/"))
+    assert said.returncode == 1
+    assert "--diff is for one recording" in said.stderr
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +257,7 @@ def test_several_at_once_say_what_one_after_the_other_says(fleet: Fleet, tmp_pat
     assert [r.state for r in fleet.serial] == [State.SAME, State.DIFFERENT, State.FAILED, State.SAME]
     assert (tmp_path / "replays.txt").read_text() == report_text(fleet.serial)
     assert "4 recordings: 2 same, 1 different, 1 failed" in said.stdout
-    assert "2 of 4 recordings are not as expected, or could not be replayed: replays.txt" in said.stderr
+    assert "2 of 4 recordings are not as expected, or could not be compared or replayed: replays.txt" in said.stderr
     found = json.loads((tmp_path / "figures.json").read_text())
     assert (found["fleet.recordings"], found["fleet.parts"], found["fleet.same"]) == (4, 3 * PARTS, 2)
     assert not _folders(scratch)

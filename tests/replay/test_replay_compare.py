@@ -66,11 +66,42 @@ def test_scores_are_compared_to_the_last_bit() -> None:
 @pytest.mark.parametrize("reason", sorted(CLOCK_REASONS))
 @pytest.mark.parametrize("recorded", [True, False])
 def test_reasons_of_the_clock_are_told_apart_and_are_no_difference(reason: Reason, recorded: bool) -> None:
+    """Of a live replay both ways; one that waits for every frame has no such reason of itself."""
     pair = (refused(reason), rejected())
-    found = held(*(pair if recorded else pair[::-1]))
+    found = held(*(pair if recorded else pair[::-1]), Rules(live=not recorded))
     assert found.same
     assert [(a.part, a.why) for a in found.apart] == [(7, Why.CLOCK)]
     assert reason.value in short_text(found)
+
+
+@pytest.mark.parametrize("reason", sorted(CLOCK_REASONS))
+def test_a_replay_that_waits_for_every_frame_has_no_reason_of_the_clock(reason: Reason) -> None:
+    """It is a process that died or hung."""
+    assert fields_of(held(view(), refused(reason)))[:2] == ["near.decision", "near.reason"]
+    assert held(refused(Reason.OVERLOAD), refused(reason)).same, "the recording has no answer to hold it against"
+
+
+def test_parts_that_are_told_apart_are_not_equal() -> None:
+    late = [outcome(verdict(n, refused(Reason.DEADLINE))) for n in range(3)]
+    now = [outcome(verdict(n)) for n in range(5)]
+    apart = compare(late, now[:3])
+    assert (apart.parts, apart.equal, apart.different, apart.apart_parts) == (0, 0, 0, 3)
+    assert short_text(apart).splitlines()[0] == "0 parts compared: 0 equal, 0 different, 3 apart"
+    mixed = compare([*late, outcome(verdict(3)), outcome(verdict(4, rejected()))], now)
+    assert short_text(mixed).splitlines()[0] == "2 parts compared: 1 equal, 1 different, 3 apart"
+
+
+def test_a_part_that_is_apart_in_one_view_and_differs_in_another_counts_once() -> None:
+    before = verdict(7, refused(Reason.DEADLINE), view("far"))
+    found = held(before, verdict(7, view(), rejected(station="far")))
+    assert (found.parts, found.different, len(found.apart), found.apart_parts) == (1, 1, 1, 0)
+    partly = held(before, verdict(7, view(), view("far")))
+    assert (partly.parts, partly.equal, partly.apart_parts) == (0, 0, 1)
+
+
+def test_parts_that_one_side_lacks_are_different_and_not_less_than_none_equal() -> None:
+    said = [outcome(verdict(n)) for n in range(3)]
+    assert short_text(compare(said, [])).splitlines()[0] == "3 parts compared: 0 equal, 3 different, 0 apart"
 
 
 @pytest.mark.parametrize("reason", sorted(set(Reason) - CLOCK_REASONS))
@@ -95,12 +126,12 @@ def test_a_live_replay_may_miss_a_frame_that_was_recorded() -> None:
 
 
 def test_a_frame_that_was_not_recorded_is_told_apart_only_where_it_matters() -> None:
-    lost = {"unrecorded": {("near", 7)}}
+    lost = {"excused": {("near", 7): Why.UNRECORDED}}
     found = held(view(), refused(Reason.MISSED_FRAME), **lost)
     assert found.same
     assert found.apart[0].why is Why.UNRECORDED
     assert not held(refused(Reason.MISSED_FRAME), refused(Reason.MISSED_FRAME), **lost).apart
-    assert not held(view(), refused(Reason.MISSED_FRAME), unrecorded={("far", 7)}).same
+    assert not held(view(), refused(Reason.MISSED_FRAME), excused={("far", 7): Why.UNRECORDED}).same
 
 
 def test_a_tolerance_is_a_share_of_the_threshold() -> None:
@@ -175,7 +206,7 @@ def test_the_short_text_is_short_and_the_long_one_is_not() -> None:
     found = compare(before, now)
     short, long = short_text(found), long_text(found, "a recording")
     assert found.different == 40
-    assert short.splitlines()[0] == "40 parts compared: 0 equal, 40 different"
+    assert short.splitlines()[0] == "40 parts compared: 0 equal, 40 different, 0 apart"
     assert "  lane 0: near.decision PASS -> REJECT; near.score 0.25 -> 0.75" in short
     assert "and 30 more" in short
     assert len(short.splitlines()) < 15

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -17,16 +19,22 @@ from edge.cli import app
 from edge.demo.simulate import simulate
 from edge.errors import MasklineError, ResourceError
 from edge.paths import calibration_path
+from edge.processes import JUDGE
 from edge.recipes import load_recipe
 from edge.recording import RecordedFrame, Recording, RecordingWriter
-from edge.replay.compare import Why
+from edge.replay import run
+from edge.replay.compare import Why, compare
 from edge.replay.references import read_references
-from edge.replay.run import ReplayError, ReplayOptions, ReplayResult, replay_recording
+from edge.replay.run import ReplayError, ReplayOptions, ReplayResult, expected_outcomes, replay_recording
+from edge.replay.what_if import what_if, write_what_if
 from edge.settings import Recipe
+from edge.slab import State
+from edge.supervisor import Supervisor
 from edge.testing import RunningLine, calibrate_by_hand, journal_verdicts
-from edge.verdict import Decision
+from edge.verdict import Decision, Reason
 from engines.bundle import Score, find_bundle, load_bundle, write_bundle
 from tests.replay.make import RECORDING, REFERENCES
+from tests.replay.recording_helpers import rewriting
 from tests.support import marker_recipe
 
 pytestmark = [pytest.mark.line, pytest.mark.timeout(300)]
@@ -103,11 +111,12 @@ def test_a_difference_ends_with_exit_code_1_and_is_written_down(recorded: Path, 
     assert isinstance(said.exception, MasklineError)
     assert said.exception.exit_code == 1
     assert str(diff) in str(said.exception)
-    rejects = sum(v.decision is Decision.REJECT for v in Recording(recorded).verdicts())
-    assert f"{PARTS} parts compared: 0 equal, {PARTS} different" in said.output
+    verdicts = list(Recording(recorded).verdicts())  # a busy recorder may have missed some
+    rejects = sum(v.decision is Decision.REJECT for v in verdicts)
+    assert f"{len(verdicts)} parts compared: 0 equal, {len(verdicts)} different" in said.output
     assert diff.read_text().count("  decision: expected 'REJECT', found 'PASS'") == rejects > 0
     flat = json.loads(figures.read_text())
-    assert (flat["replay.parts"], flat["replay.different"], flat["replay.pass"]) == (PARTS, PARTS, PARTS)
+    assert (flat["replay.parts"], flat["replay.different"], flat["replay.pass"]) == (PARTS, len(verdicts), PARTS)
     assert all(isinstance(value, (str, float)) for value in flat.values())
 
 
@@ -136,6 +145,71 @@ def test_what_would_change_side_with_another_calibration(tmp_path: Path) -> None
     assert 'id="brick-0"' in html
     assert html.count("data:image/jpeg") >= 6, "image, reconstruction and map of both views"
     assert "http" not in html.replace("http://www.w3.org", "")
+
+
+def test_a_station_that_the_recording_calls_otherwise_has_a_page_too(tmp_path: Path) -> None:
+    recording = Recording(RECORDING)
+    recipe, calibration = recording.recipe(), recording.calibration()
+    assert recipe is not None
+    assert calibration is not None
+    near, far = recipe.stations
+    left = near.model_copy(update={"name": "left", "source": near.source.model_copy(update={"channel": "near"})})
+    limits = {"left": calibration.stations["near"], "far": calibration.stations["far"]}
+    options = ReplayOptions(
+        recipe=recipe.model_copy(update={"stations": (left, far)}),
+        calibration=calibration.model_copy(update={"stations": limits}),
+        expected="recorded",
+    )
+    expected = expected_outcomes(recording, options)
+    said = json.loads(json.dumps(expected).replace('"near"', '"left"'))
+    said[0]["decision"] = said[0]["views"][0]["decision"] = "PASS"
+    result = ReplayResult(str(RECORDING), "bricks", said, compare(expected, said), (), seconds=1.0)
+    found = what_if(RECORDING, options, result)
+    assert [(c.part, c.direction) for c in found.changes] == [(0, "REJECT to PASS")]
+    write_what_if(found, tmp_path / "page.html")
+    assert "not recorded under this name" in (tmp_path / "page.html").read_text()
+
+
+def test_a_process_that_hangs_on_a_frame_is_found_before_the_longest_deadline(
+    recorded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Judge stands still when the line begins, and is killed with all frames in its hands."""
+    open_the_line, stopped = Supervisor._open_the_line, set[int]()
+
+    def with_a_judge_that_stands_still(self: Supervisor, now_ns: int) -> None:
+        up = [int(self.slab.row(c.process.index)["state"]) == State.RUNNING for c in self._children.values() if c.popen]
+        if not stopped and all(up) and (judge := self._children[JUDGE].popen):
+            stopped.add(judge.pid)
+            os.kill(judge.pid, signal.SIGSTOP)
+        open_the_line(self, now_ns)
+
+    monkeypatch.setattr(Supervisor, "_open_the_line", with_a_judge_that_stands_still)
+    monkeypatch.setattr(run, "IDLE_S", 0.5)
+    result = replay_recording(recorded, ReplayOptions(expected="recorded"))
+    assert result.notes == ("the process judge died during this replay (1x): what it had in hand is lost",)
+    assert result.decisions.keys() <= {"PASS", "REJECT", "UNINSPECTED(stopping)"}
+    assert result.comparison is not None
+    assert result.decisions["UNINSPECTED(stopping)"] >= result.comparison.different > 0
+    assert {a.why for a in result.comparison.apart} <= {Why.UNEXPECTED}, "a busy recorder missed verdicts"
+
+
+def test_a_recording_of_which_nothing_can_be_compared_ends_with_exit_code_1(recorded: Path, tmp_path: Path) -> None:
+    """Its line was overloaded all the time."""
+    with rewriting(recorded, tmp_path / "late.mcap") as (whole, out):
+        for station in whole.stations:
+            for event in whole.events(station):
+                if isinstance(event, RecordedFrame):
+                    out.frame(station, event.number, event.at_ns, event.decode())
+                else:
+                    out.trigger(station, event.number, event.at_ns)
+        for said in whole.verdicts():
+            lost = [replace(v, decision=Decision.UNINSPECTED, reason=Reason.OVERLOAD, score=None) for v in said.views]
+            late = replace(said, decision=Decision.UNINSPECTED, reason=Reason.OVERLOAD, score=None, views=lost)
+            out.verdict(late, said.decided_utc_ns)
+    said = maskline(tmp_path / "late.mcap", "--compare")
+    assert said.exit_code == 1
+    assert f"0 parts compared: 0 equal, 0 different, {PARTS} apart" in said.output
+    assert f"nothing was compared: {PARTS} parts are told apart" in str(said.exception)
 
 
 def test_references_are_written_only_when_that_is_asked_for(tmp_path: Path) -> None:

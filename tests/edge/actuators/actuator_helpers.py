@@ -5,12 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 from edge.actuators.settings import Actuator
+from edge.clock import ClockOffset
 from edge.messages import Heartbeat, Verdict
 from edge.verdict import Decision, GateState, Reason
+from edge.verdicts import Event
 
-__all__ = ["BOOT", "EPOCH", "actuator", "heartbeat", "verdict"]
+__all__ = ["BOOT", "EPOCH", "Events", "actuator", "heartbeat", "verdict"]
 
 EPOCH, BOOT = "epoch-1", "boot-1"
+
+
+class Events:
+    """A channel that says what a test puts there."""
+
+    def __init__(self) -> None:
+        self.clock = ClockOffset()
+        self.events: list[Event] = []
+
+    def receive(self, timeout_ms: int | None = None) -> Event | None:
+        return self.events.pop(0) if self.events else None
 
 
 def actuator(**changes: Any) -> Actuator:

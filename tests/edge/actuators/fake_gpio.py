@@ -25,6 +25,7 @@ class FakeChip:
         self.names = names
         self.levels = dict.fromkeys(range(len(names)), 0)
         self.taken: dict[int, dict[str, Any]] = {}
+        self.driven: list[tuple[str, int]] = []  # electrical levels that outputs were given, in order
         self.inputs: _Request | None = None
         self.buffer = buffer
 
@@ -98,11 +99,19 @@ class _Request:
         self._events: list[tuple[int, int, int, int, int]] = []
         self._seqno = 0
         chip.taken |= lines
+        if any(fields["direction"] == gpiod.line.Direction.INPUT.value for fields in lines.values()):
+            chip.inputs = self
+        self._drive(lines)
+
+    def reconfigure_lines(self, config: _LineConfig) -> None:
+        assert set(config.lines) == set(self.offsets)
+        self.chip.taken |= config.lines
+        self._drive(config.lines)
+
+    def _drive(self, lines: dict[int, dict[str, Any]]) -> None:
         for offset, fields in lines.items():
             if fields["direction"] == gpiod.line.Direction.OUTPUT.value:
                 self.set_values({offset: Value(fields["output_value"])})
-            else:
-                chip.inputs = self
 
     def _active(self, offset: int) -> bool:
         return bool(self.chip.levels[offset]) is not self.chip.taken[offset]["active_low"]
@@ -127,7 +136,9 @@ class _Request:
 
     def set_values(self, values: dict[int, Value]) -> None:
         for offset, value in values.items():
-            self.chip.levels[offset] = (value is Value.ACTIVE) is not self.chip.taken[offset]["active_low"]
+            assert self.chip.taken[offset]["direction"] == gpiod.line.Direction.OUTPUT.value
+            self.chip.levels[offset] = int((value is Value.ACTIVE) is not self.chip.taken[offset]["active_low"])
+            self.chip.driven.append((self.chip.names[offset], self.chip.levels[offset]))
 
     def release(self) -> None:
         os.close(self.fd)

@@ -41,6 +41,7 @@ class Plc:
         self.bits = ControlBit(0)  # held, beside those of the handshake
         self.to_trigger: deque[int] = deque()
         self.results: list[list[int]] = []
+        self.seen: list[list[int]] = []  # status blocks, one for each change
         self._beat = self._same_beat = 0
 
     def on(self, bit: StatusBit) -> bool:
@@ -51,6 +52,8 @@ class Plc:
         """One turn: the control block that follows from the status block."""
         self._same_beat = self._same_beat + 1 if status[StatusWord.HEARTBEAT] == self._beat else 0
         self.status, self._beat = status, status[StatusWord.HEARTBEAT]
+        if self.seen[-1:] != [status]:
+            self.seen.append(status)
         if self._same_beat > PATIENCE:
             self.lost()
         before = ControlBit(self.control[ControlWord.BITS])
@@ -91,7 +94,10 @@ class Master(Plc):
             try:
                 while client.connect() and not self._stop.wait(SCAN_S):
                     status = client.read_holding_registers(STATUS, count=STATUS_WORDS)
-                    client.write_registers(CONTROL, self.scan(list(status.registers)))
+                    if status.isError():
+                        self.lost()
+                    else:
+                        client.write_registers(CONTROL, self.scan(list(status.registers)))
             except (ModbusException, OSError):
                 self.lost()
             finally:

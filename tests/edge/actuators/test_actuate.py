@@ -69,6 +69,20 @@ def test_other_ways_to_know_which_part_is_which(tmp_path: Path, runtime_dir: Pat
     assert_nothing_escaped(it)
 
 
+def test_an_ejector_that_rests_at_pass(tmp_path: Path, runtime_dir: Path) -> None:
+    """An air blast for whatever has no PASS. On a slow belt: firing late would be an escape, and is a fault."""
+    place = {"spacing_mm": 120.0, "jitter_mm": 0.0, "speed_mm_s": 250.0, "sensor_mm": 200.0, "ejector_mm": 300.0}
+    belt = BeltSettings(springs_to="pass", parts=10, interlock_ms=500.0, **place)
+    with ConveyorLine(tmp_path, runtime_dir, belt) as it:
+        it.wait_for(lambda: it.conveyor.empty)
+        assert it.status()["faults"] == []
+        it.line.stop()
+    assert_nothing_escaped(it)
+    ended = it.ended()
+    assert {p.end for p in ended if p.bad} == {End.REJECT}
+    assert len(it.ended(End.GOOD)) >= 3
+
+
 def test_two_lanes_with_an_ejector_each(tmp_path: Path, runtime_dir: Path) -> None:
     """One process serves both ejectors. What goes wrong on one belt costs the other nothing."""
     settings, endpoint = BeltSettings(jitter_mm=0.0, seed=8), f"ipc://{runtime_dir}/second"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,10 +11,12 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from typer.testing import CliRunner
 
 from edge.actuators.belt import BeltSettings
 from edge.actuators.process import actuate, chosen
 from edge.actuators.settings import MatchByCount
+from edge.cli import app
 from edge.errors import RecipeError
 from edge.recipes import load_recipe
 from tests.conveyor_line import conveyor_recipe
@@ -29,6 +32,9 @@ from tests.edge.actuators.actuator_helpers import actuator
         ({"min_age_ms": 1000}, "is not less than max_age_ms"),
         ({"drivers": [{"kind": "mqtt", "host": "h", "topic": "t"}]}, "0 of its drivers have an ejector"),
         ({"match": {"by": "number"}}, "number"),
+        ({"channel": "tcp://10.0.0.5:5599"}, "anybody could say PASS"),
+        ({"server_key": "line.key"}, "go together"),
+        ({"channel": "tcp://10.0.0.5:5599", "client_key": "a", "insecure": True}, "go together"),
     ],
 )
 def test_settings_that_cannot_be_safe_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -43,6 +49,25 @@ def test_a_plc_that_follows_its_parts_itself_needs_no_ejector_of_ours() -> None:
     assert actuator(drivers=drivers, match={"by": "id"}, timing=timing).timing.delay == 400
     with pytest.raises(ValidationError, match="pass the sensor"):
         actuator(match={"by": "id"}, timing=timing)
+
+
+def test_a_plc_that_ejects_may_trigger_at_the_sensor() -> None:
+    """Then one part at a time is between it and its ejector, and needs no id."""
+    drivers = [{"kind": "modbus", "role": "server", "host": "127.0.0.1", "ejector": False}]
+    assert not actuator(drivers=drivers).has_ejector
+    with pytest.raises(ValidationError, match="pass the sensor"):
+        actuator(drivers=drivers, timing={"unit": "counts", "delay": 8, "pulse": 8, "tolerance": 3, "min_spacing": 12})
+
+
+@pytest.mark.parametrize("channel", ["", "ipc:///run/x", "tcp://127.0.0.1:5599", "tcp://[::1]:5599"])
+def test_on_this_machine_a_channel_needs_no_keys(channel: str) -> None:
+    assert actuator(channel=channel).server_key is None
+
+
+def test_from_another_machine_it_has_keys_or_says_that_it_has_none() -> None:
+    there = "tcp://10.0.0.5:5599"
+    assert actuator(channel=there, server_key="line.key", client_key="client.key_secret").channel == there
+    assert actuator(channel=there, insecure=True).insecure
 
 
 def test_actuators_that_are_meant(tmp_path: Path) -> None:
@@ -81,6 +106,29 @@ def changed(tmp_path: Path, before: str, after: str) -> Path:
 def test_a_wrong_recipe_says_which_field(tmp_path: Path, before: str, after: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         load_recipe(changed(tmp_path, before, after))
+
+
+def test_ids_do_not_reach_the_verdicts_of_a_camera(tmp_path: Path) -> None:
+    path = conveyor_recipe(tmp_path, "ipc:///tmp/nowhere", BeltSettings(part_ids=True), by="id")
+    assert load_recipe(path).actuator("ejector").match.by == "id"
+    conveyor = next(line for line in path.read_text().splitlines() if line.startswith("source = "))
+    path.write_text(path.read_text().replace(conveyor, 'source = { kind = "genicam", address = "camera-1" }'))
+    with pytest.raises(RecipeError, match=r"an id from the PLC at the trigger .* station cam \(genicam\) gets none"):
+        load_recipe(path)
+
+
+def test_after_a_change_over_actuators_start_with_the_recipe_in_use(
+    tmp_path: Path, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MASKLINE_RUNTIME_DIR", str(runtime_dir))
+    path = conveyor_recipe(tmp_path, "ipc:///tmp/nowhere", BeltSettings())
+    other = tmp_path / "other.toml"
+    text = path.read_text()
+    other.write_text(text[: text.index("[[actuators]]")])
+    (tmp_path / "recipe_in_use.json").write_text(json.dumps({"recipe": str(other)}))
+    done = CliRunner().invoke(app, ["actuate", str(path), "--state-dir", str(tmp_path)])
+    assert isinstance(done.exception, RecipeError)
+    assert "the recipe has no [[actuators]]" in str(done.exception)
 
 
 def test_an_ejector_that_rests_at_pass_needs_a_wired_line_ok(tmp_path: Path) -> None:

@@ -181,6 +181,10 @@ def station(endpoint: str) -> Station:
     return Station.model_validate({"name": "cam", "bundle": "marker", "frame": FRAME, "source": source})
 
 
+def opened(endpoint: str, *, eject: bool = True) -> Simulated:
+    return Simulated(SimulatedDriver(kind="simulated", endpoint=endpoint), eject=eject)
+
+
 def drive(driver: Simulated, until_s: float = 10.0) -> Iterator[list[Edge]]:
     """Keep LINE-OK moving, and hand out what the driver polls."""
     level = False
@@ -200,7 +204,10 @@ def drive(driver: Simulated, until_s: float = 10.0) -> Iterator[list[Edge]]:
 def test_source_and_driver_see_the_same_parts(conveyor: Conveyor, endpoint: str) -> None:
     counts: dict[int, int] = {}
     sensed: list[Edge] = []
-    with closing(open_source(station(endpoint), 1, 0)) as source, closing(Simulated(_driver(endpoint))) as driver:
+    with (
+        closing(open_source(station(endpoint), 1, 0)) as source,
+        closing(opened(endpoint)) as driver,
+    ):
         driver.eject(False)
         for edges in drive(driver):
             sensed += [e for e in edges if e.input is Input.SENSOR and e.level]
@@ -220,7 +227,7 @@ def test_source_and_driver_see_the_same_parts(conveyor: Conveyor, endpoint: str)
 
 
 def test_a_capture_process_that_comes_back_knows_what_it_missed(conveyor: Conveyor, endpoint: str) -> None:
-    with closing(Simulated(_driver(endpoint))) as driver:
+    with closing(opened(endpoint)) as driver:
         seen: list[int] = []
         with closing(open_source(station(endpoint), 42, 0)) as source:
             for _ in drive(driver):
@@ -243,12 +250,18 @@ def test_a_capture_process_that_comes_back_knows_what_it_missed(conveyor: Convey
     assert len(events) > 4
 
 
+@pytest.mark.parametrize("eject", [True, False])
+def test_the_ejector_begins_where_the_driver_is_told(conveyor: Conveyor, endpoint: str, eject: bool) -> None:
+    with closing(opened(endpoint, eject=eject)):
+        wait_until(lambda: conveyor._belt.ejects is eject)
+
+
 def test_the_newest_actuator_has_the_outputs(conveyor: Conveyor, endpoint: str) -> None:
-    with closing(Simulated(_driver(endpoint))) as first:
+    with closing(opened(endpoint)) as first:
         for edges in drive(first):
             if [e for e in edges if e.input is Input.AIR_OK]:
                 break
-    with closing(Simulated(_driver(endpoint))) as second:
+    with closing(opened(endpoint)) as second:
         levels: dict[Input, bool] = {}
         for edges in drive(second):
             levels |= {e.input: e.level for e in edges if e.input in (Input.AIR_OK, Input.BIN_FULL)}
@@ -262,7 +275,7 @@ def test_the_newest_actuator_has_the_outputs(conveyor: Conveyor, endpoint: str) 
 
 
 def test_without_an_actuator_the_belt_stands(conveyor: Conveyor, endpoint: str) -> None:
-    with closing(Simulated(_driver(endpoint))) as driver:
+    with closing(opened(endpoint)) as driver:
         for _ in drive(driver):
             if conveyor.running:
                 break
@@ -291,7 +304,10 @@ def test_a_conveyor_that_is_not_there(endpoint: str, monkeypatch: pytest.MonkeyP
             return False
 
     complaints: list[str] = []
-    with closing(Simulated(_driver(endpoint))) as driver, closing(open_source(station(endpoint), 1, 0)) as source:
+    with (
+        closing(opened(endpoint)) as driver,
+        closing(open_source(station(endpoint), 1, 0)) as source,
+    ):
         wait_until(lambda: works() or bool(complaints))
         assert "has said nothing" in complaints[0]
         assert driver.count() is None
@@ -299,7 +315,3 @@ def test_a_conveyor_that_is_not_there(endpoint: str, monkeypatch: pytest.MonkeyP
         with Conveyor(endpoint, FAST, FRAME):
             wait_until(works)
             assert driver.count() is not None
-
-
-def _driver(endpoint: str) -> SimulatedDriver:
-    return SimulatedDriver(kind="simulated", endpoint=endpoint)

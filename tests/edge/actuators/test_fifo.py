@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from edge.actuators.answers import Seen
-from edge.actuators.fifo import MAX_PARTS, Fifo
+from edge.actuators.fifo import MAX_PARTS, MAX_UNFIRED, Fifo
 from edge.actuators.in_flight import Decided, Now
 from edge.verdict import Decision, Reason
 from tests.edge.actuators.actuator_helpers import BOOT, EPOCH, actuator, verdict
@@ -290,6 +290,18 @@ def test_a_sensor_that_chatters_fills_no_memory(belt: Belt) -> None:
         belt.sense(1)
     assert belt.fifo.full
     assert belt.fifo.parts == MAX_PARTS
+
+
+def test_an_encoder_that_stands_while_parts_come_is_noticed_before_they_escape() -> None:
+    """At rest at pass nothing is fired before the count says so: the third part that waits is one too many."""
+    belt = Belt(at_rest="pass")
+    for n in range(MAX_UNFIRED):
+        assert not belt.fifo.full
+        belt.fifo.sense(Seen((160 + PITCH * n) * MS, 160, None), (160 + PITCH * n) * MS)
+        belt.at(160, ms=160 + PITCH * n)
+    assert belt.fifo.full
+    belt.fifo.sense(Seen(900 * MS, 160, None), 900 * MS)
+    assert belt.fifo.parts == MAX_UNFIRED
 
 
 def test_by_id() -> None:

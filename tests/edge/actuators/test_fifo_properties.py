@@ -50,6 +50,7 @@ class World:
     moves: dict[int, int]  # step -> for how many steps the belt runs backwards
     stops: dict[int, int]  # step -> ms for which it stands
     restarts: set[int]
+    zeros: dict[int, int] = field(default_factory=dict)  # step -> how far the camera's own counter is off from then on
     at: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -88,6 +89,7 @@ def worlds(draw: st.DrawFn) -> World:
         moves=draw(st.one_of(st.just({}), st.dictionaries(steps, moves, max_size=1))),
         stops=draw(st.one_of(st.just({}), st.dictionaries(steps, st.integers(1, 300), max_size=2))),
         restarts=draw(st.one_of(st.just(set()), st.sets(steps, max_size=1))),
+        zeros=draw(st.one_of(st.just({}), st.dictionaries(steps, sizes, max_size=2))),
     )
 
 
@@ -96,7 +98,7 @@ class Line:
 
     def __init__(self, world: World, actuator: Actuator) -> None:
         self.world, self.actuator = world, actuator
-        self.ms, self.error, self.number = 1000, 0, 0
+        self.ms, self.error, self.zero, self.number = 1000, 0, 0, 0
         self.mail: list[tuple[int, Verdict]] = []
         self.own: dict[int, list[Verdict]] = {}  # of each part
         self.heard: set[int] = set()  # seq of verdicts that have arrived
@@ -120,13 +122,14 @@ class Line:
             x += -1 if back else 1
             back = max(0, back - 1)
             self.error += self.world.slips.pop(step, 0)
+            self.zero += self.world.zeros.pop(step, 0)
             self.ms += 1 + self.world.stops.pop(step, 0)
             if step in self.world.restarts:
                 self.fifo = self.start()
             forward = x + 1 if back else x
             for i, at in enumerate(self.world.at):
                 if at == forward and i not in done:
-                    self.trigger(i, x + self.error)
+                    self.trigger(i, x + self.error + self.zero)
                 if at + DISTANCE == forward and i not in gone and i not in done:
                     self.fifo.sense(Seen(self.ms * MS, x + self.error, None), self.ms * MS)
             self.deliver()
@@ -187,6 +190,8 @@ def regular(n: int, **changes: object) -> list[Item]:
 @example(world=World(regular(30), {100: -SPACING}, {}, {}, set()))
 @example(world=World(regular(30), {130: -SPACING, 142: -SPACING}, {}, {}, set()))
 @example(world=World(regular(30), {}, {150: 40}, {}, set()))
+@example(world=World(regular(60), {}, {}, {}, set(), {300: SPACING}))
+@example(world=World(regular(60), {}, {}, {}, set(), {300: -SPACING}))
 def test_nothing_passes_without_its_own_timely_pass(world: World) -> None:
     Line(world, actuator(max_age_ms=200)).run()
 
@@ -206,3 +211,11 @@ def test_tracking_comes_back_after_a_slip(slip: int) -> None:
     line.run()
     assert line.fifo.counters["tracking_lost"] > 1
     assert len([i for i in line.passed if i > 40]) == len([i for i in range(41, 60) if i % 3 != 2])
+
+
+def test_a_camera_whose_counter_started_again_lets_nothing_pass_until_the_counters_agree() -> None:
+    line = Line(World(regular(90), {}, {}, {}, set(), {300: SPACING, 700: -SPACING}), actuator())
+    line.run()
+    assert line.fifo.counters["tracking_lost.the camera's counter and ours differ"] > 5
+    assert not [i for i in line.passed if 31 < i < 58]
+    assert [i for i in line.passed if i > 75] == [i for i in range(76, 90) if i % 3 != 2]

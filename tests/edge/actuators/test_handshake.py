@@ -19,6 +19,7 @@ from edge.actuators.modbus_map import (
     NO_SCORE,
     OTHER_WHY,
     RESULT,
+    STATUS_WORDS,
     WHY,
     ControlBit,
     ControlWord,
@@ -38,7 +39,7 @@ class Plc:
 
     def __init__(self, **settings: Any) -> None:
         fields = {"kind": "modbus", "role": "server", "host": "127.0.0.1", **settings}
-        self.handshake = Handshake(ModbusDriver.model_validate(fields))
+        self.handshake = Handshake(ModbusDriver.model_validate(fields), eject=False)
         self.now_ns = 5_000 * MS
         self.control = [0] * CONTROL_WORDS
         self.handshake.report(READY)
@@ -259,7 +260,7 @@ def test_silence_of_the_plc_drops_what_was_for_it() -> None:
 
 
 def test_a_heartbeat_register_that_only_holds_a_value_is_no_heartbeat() -> None:
-    handshake = Handshake(ModbusDriver(kind="modbus", role="client", host="plc"))
+    handshake = Handshake(ModbusDriver(kind="modbus", role="client", host="plc"), eject=True)
     for now_ms in range(0, 100, 10):
         handshake.written(0, [0, 4711, 0, 0, 0], now_ms * MS)
     assert handshake.silent
@@ -268,7 +269,7 @@ def test_a_heartbeat_register_that_only_holds_a_value_is_no_heartbeat() -> None:
 
 
 def test_a_reset_that_is_stuck_high_resets_nothing_and_a_trigger_that_is_high_is_a_part() -> None:
-    handshake = Handshake(ModbusDriver(kind="modbus", role="client", host="plc"))
+    handshake = Handshake(ModbusDriver(kind="modbus", role="client", host="plc"), eject=True)
     stuck = int(ControlBit.RESET | ControlBit.CHANGE_OVER | ControlBit.TRIGGER)
     edges = handshake.written(0, [stuck, 1, 5, 2, 0], 0)
     assert [e.input for e in edges] == [Input.SENSOR]
@@ -309,7 +310,8 @@ def test_levels_are_told_when_they_change_and_only_if_wired() -> None:
 
 
 def test_an_air_pressure_that_was_never_told_is_no_edge() -> None:
-    handshake = Handshake(ModbusDriver(kind="modbus", role="server", host="127.0.0.1", inputs=frozenset({"air_ok"})))
+    wired = ModbusDriver(kind="modbus", role="server", host="127.0.0.1", inputs=("air_ok",))
+    handshake = Handshake(wired, eject=True)
     assert handshake.written(ControlWord.HEARTBEAT, [1], 0) == []
     assert [e.input for e in handshake.written(ControlWord.BITS, [0], 0)] == [Input.AIR_OK]
 
@@ -324,6 +326,22 @@ def test_outputs_and_states_are_bits() -> None:
     assert plc.read()[StatusWord.GATE_STATE] == 3
     plc.handshake.eject(False)
     assert StatusBit.EJECT not in plc.bits
+
+
+@pytest.mark.parametrize("eject", [True, False])
+def test_the_first_image_says_where_the_ejector_starts_and_is_no_sign_of_life(eject: bool) -> None:
+    handshake = Handshake(ModbusDriver(kind="modbus", role="client", host="plc"), eject=eject)
+    stood = [0] * STATUS_WORDS
+    stood[StatusWord.BITS], stood[StatusWord.HEARTBEAT] = int(StatusBit.LINE_OK | StatusBit.RESULTS_VALID), 65_535
+    handshake.resume(stood)
+    image = handshake.image(5_000 * MS)
+    ejects = StatusBit.EJECT if eject else StatusBit(0)
+    assert image[StatusWord.BITS] == StatusBit.PLC_SILENT | StatusBit.LINE_OK | ejects
+    assert image[StatusWord.HEARTBEAT] == 65_535
+    assert not handshake.alive
+    assert handshake.beat(5_000 * MS)
+    assert handshake.alive
+    assert handshake.image(5_000 * MS)[StatusWord.HEARTBEAT] == 0
 
 
 def test_our_heartbeat_changes_when_the_loop_is_alive_and_it_is_due() -> None:

@@ -23,8 +23,8 @@ def faults(raised: list[tuple[Fault, str]]) -> list[Fault]:
     return [fault for fault, _ in raised]
 
 
-def edge(which: Input, level: bool = True) -> Edge:
-    return Edge(which, level, 0)
+def edge(which: Input, level: bool = True, at_ns: int = 0) -> Edge:
+    return Edge(which, level, at_ns)
 
 
 def test_late_in_a_row() -> None:
@@ -93,6 +93,17 @@ def test_while_the_ejector_is_held_nothing_is_reconciled() -> None:
     assert locks.edge(edge(Input.CONFIRM), held=True) == []
     locks.decided(decided("silence"), 0)
     assert locks.advance(101 * MS, held=True) == []
+
+
+def test_while_the_ejector_is_inhibited_and_until_the_chute_is_empty_nothing_is_reconciled() -> None:
+    locks = Interlocks(actuator(confirmation={"within_ms": 100, "mismatches": 1}))
+    locks.decided(decided("reject"), 0)
+    locks.inhibited(50 * MS)
+    assert locks.advance(101 * MS, held=False) == [], "commanded before"
+    assert locks.edge(edge(Input.CONFIRM, at_ns=149 * MS), held=False) == []
+    locks.decided(decided("reject"), 140 * MS)
+    assert locks.edge(edge(Input.CONFIRM, at_ns=149 * MS), held=False) == [], "commanded since"
+    assert faults(locks.edge(edge(Input.CONFIRM, at_ns=150 * MS), held=False)) == [Fault.CONFIRMATION]
 
 
 def test_a_reset_forgets_ejections_that_are_not_confirmed_yet() -> None:

@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
-from edge.actuators.driver import DriverError, Edge, Fault, Input, PartOutcome, Status
+from edge.actuators.driver import Driver, DriverError, Edge, Fault, Input, PartOutcome, Status
+from edge.actuators.driver_settings import GpioDriver
+from edge.actuators.gpio import Gpio
 from edge.actuators.latch import Latch, actuator_dir
 from edge.actuators.loop import Loop
 from edge.actuators.panel import ActuatorError, Panel, ask, read_status
@@ -20,7 +23,8 @@ from edge.clock import ClockOffset
 from edge.messages import Verdict
 from edge.verdict import Decision, GateState
 from edge.verdicts import Event, Gap, Silence
-from tests.edge.actuators.actuator_helpers import BOOT, actuator, heartbeat, verdict
+from tests.edge.actuators.actuator_helpers import BOOT, Events, actuator, heartbeat, verdict
+from tests.edge.actuators.fake_gpio import FakeChip, install
 
 MS = 1_000_000
 
@@ -32,59 +36,69 @@ class Hardware:
         self.edges: list[Edge] = []
         self.encoder: int | None = 0
         self.ejecting: bool | None = None
+        self.commands: list[bool] = []
         self.toggles = 0
         self.level = False
         self.told: list[PartOutcome] = []
         self.status: Status | None = None
-        self.broken = False
+        self.broken: set[str] = set()  # calls that fail
+        self._failed = False  # one of this turn has
 
     def poll(self, timeout_ms: int) -> list[Edge]:
-        self._obey()
+        self._failed = False
+        self._obey("poll")
         edges, self.edges = self.edges, []
         return edges
 
     def count(self) -> int | None:
+        self._obey("count")
         return self.encoder
 
     def eject(self, on: bool) -> None:
-        self._obey()
+        self._obey("eject")
+        self.commands.append(on)
         self.ejecting = on
 
     def line_ok(self, level: bool) -> None:
-        self._obey()
-        assert level is not self.level
-        self.toggles, self.level = self.toggles + 1, level
+        self._obey("line_ok")
+        if level is not self.level:
+            assert not self._failed, "LINE-OK moves in a turn in which something failed"
+            self.toggles, self.level = self.toggles + 1, level
 
     def tell(self, verdict: Verdict | None, part: PartOutcome) -> None:
+        self._obey("tell")
         self.told.append(part)
 
     def report(self, status: Status) -> None:
+        self._obey("report")
         self.status = status
 
     def close(self) -> None: ...
 
-    def _obey(self) -> None:
-        if self.broken:
-            raise DriverError("unplugged")
+    def _obey(self, call: str) -> None:
+        if call in self.broken:
+            self._failed = True
+            raise DriverError(f"{call}: unplugged")
 
 
-class Events:
-    """A channel that says what a test puts there."""
-
-    def __init__(self) -> None:
-        self.clock = ClockOffset()
-        self.events: list[Event] = []
-
-    def receive(self, timeout_ms: int | None = None) -> Event | None:
-        return self.events.pop(0) if self.events else None
+ALL = frozenset({"poll", "count", "eject", "line_ok", "tell", "report"})
 
 
 class Bench:
     """A loop on a bench. One count is one millisecond."""
 
-    def __init__(self, folder: Path, safe_state: str = "reject_all", commissioner: str = "", **changes: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        safe_state: str = "reject_all",
+        commissioner: str = "",
+        *,
+        driver: Driver | None = None,
+        **changes: Any,
+    ) -> None:
         self.folder, self.ms = folder, 0
         self.hardware, self.channel = Hardware(), Events()
+        self.driver = driver or self.hardware
         self.wanted: list[int] = []
         self.make = lambda: self._loop(safe_state, commissioner, changes)
         self.loop = self.make()
@@ -96,7 +110,7 @@ class Bench:
         panel = Panel(state, self.folder / "run", made.name)
         clock: Callable[[], int] = lambda: self.ms * MS  # noqa: E731
         return Loop(
-            *(made, safe_state, self.hardware, self.channel, latch, panel, audit),
+            *(made, safe_state, self.driver, self.channel, latch, panel, audit),
             boot_id=BOOT,
             commissioning=commissioning,
             change_recipe=self.wanted.append,
@@ -131,9 +145,13 @@ class Bench:
         self.input(Input.SENSOR, count=self.hardware.encoder)
         self.input(Input.SENSOR, False, count=self.hardware.encoder)
         self.run(6)
-        passed = self.hardware.ejecting is False
+        passed = self.way_is_open
         self.run(10)
         return passed
+
+    @property
+    def way_is_open(self) -> bool:
+        return self.hardware.ejecting is False
 
     def ready(self) -> Bench:
         """A line that is ready, and an order of parts that is known."""
@@ -227,14 +245,58 @@ def test_verdicts_that_are_missing_cost_what_is_in_flight(bench: Bench) -> None:
 
 
 def test_a_driver_that_fails_and_comes_back(bench: Bench) -> None:
-    bench.hardware.broken = True
+    bench.hardware.broken |= ALL
     assert bench.run(20) == 0
     assert bench.loop.unable == "driver"
-    bench.hardware.broken, bench.hardware.ejecting = False, None
+    bench.hardware.broken, bench.hardware.ejecting = set(), None
     bench.turn()
     assert bench.hardware.ejecting is True, "what it was told before counts for nothing"
     assert not bench.part(2)
     assert bench.part(3)
+    assert bench.run(20) > 1
+
+
+@pytest.mark.parametrize("call", sorted(ALL - {"tell"}))
+def test_one_call_that_fails_stops_line_ok_and_is_said_once(tmp_path: Path, call: str) -> None:
+    """The others work. `eject` and `report` are asked for something new only by what happens."""
+    with capture_logs() as logs:
+        bench = Bench(tmp_path).ready()
+        bench.hardware.broken = {call}
+        if call == "report":
+            bench.hear(heartbeat(GateState.DEGRADED))
+        bench.turn()
+        assert not bench.part(2)
+        moved = bench.run(200)
+        assert (moved, bench.loop.unable) == (0, "driver")
+        assert not bench.part(3)
+        assert bench.hardware.status == Status(GateState.READY, Fault.DRIVER) or call == "report"
+        bench.hardware.broken = set()
+        bench.run(5)
+        assert bench.loop.unable == ""
+        assert bench.run(20) > 1
+    said = [(log["event"], log.get("error")) for log in logs if log["event"].startswith("driver")]
+    assert said == [("driver", f"{call}: unplugged"), ("driver_works_again", None)]
+
+
+def test_line_ok_stands_in_the_very_turn_in_which_the_ejector_does_not_obey(bench: Bench) -> None:
+    bench.hear(verdict(2, count=bench.hardware.encoder, trigger_ns=bench.ms * MS))
+    bench.run(60)
+    bench.input(Input.SENSOR, count=bench.hardware.encoder)
+    bench.turn()
+    bench.hardware.broken, moved = {"eject"}, bench.hardware.toggles
+    bench.turn(5)  # LINE-OK is due, and so is the ejector
+    assert bench.loop.in_flight.counters["passed"] == 2
+    assert bench.hardware.toggles == moved
+    bench.turn(5)
+    assert bench.loop.unable == "driver"
+
+
+def test_a_part_that_cannot_be_told_holds_line_ok_in_that_turn(bench: Bench) -> None:
+    bench.hardware.broken = {"tell"}
+    assert not bench.part(2)
+    bench.hardware.broken = set()
+    assert not bench.part(3)
+    assert bench.part(4)
     assert bench.run(20) > 1
 
 
@@ -317,6 +379,10 @@ def test_commissioning(tmp_path: Path, line_ok: str, moves: bool) -> None:
     assert [(r["what"], r["who"]) for r in audited(bench)] == [("actuator.commissioning", "ada")]
     bench.input(Input.COMMISSIONING, False)
     bench.turn()
+    assert bench.hardware.status == Status(GateState.READY, commissioning=True), "a switch that is off ends nothing"
+    bench.input(Input.COMMISSIONING, True)
+    bench.input(Input.COMMISSIONING, False)
+    bench.turn()
     assert bench.run(20) > 1
     assert audited(bench)[-1]["what"] == "actuator.production"
     bench.input(Input.SENSOR, count=bench.hardware.encoder)
@@ -324,8 +390,45 @@ def test_commissioning(tmp_path: Path, line_ok: str, moves: bool) -> None:
     assert bench.hardware.ejecting is True
 
 
+@pytest.mark.parametrize(("at_rest", "let_pass"), [("pass", True), ("reject", False)])
+def test_an_inhibited_ejector_is_left_at_rest_at_the_end(tmp_path: Path, at_rest: str, let_pass: bool) -> None:
+    bench = Bench(tmp_path, commissioner="ada", at_rest=at_rest, commissioning={"line_ok": "stops"})
+    bench.hear(heartbeat())
+    bench.run(5)
+    bench.loop.stop()
+    assert bench.hardware.commands[-1] is not let_pass
+    assert set(bench.hardware.commands) == {not let_pass}
+
+
+@pytest.mark.parametrize("at_rest", ["pass", "reject"])
+def test_in_commissioning_nothing_is_ejected_and_nothing_is_reconciled(tmp_path: Path, at_rest: str) -> None:
+    """At rest at reject every part lands in the reject chute, and none was commanded to."""
+    changes = {"at_rest": at_rest, "commissioning": {"line_ok": "toggles"}, "confirmation": {"within_ms": 50}}
+    bench = Bench(tmp_path, commissioner="ada", **changes)
+    bench.hear(heartbeat())
+    bench.turn()
+    for n in range(5):
+        bench.part(n, Decision.REJECT)
+        if at_rest == "reject":
+            bench.input(Input.CONFIRM)
+    bench.run(100)
+    assert [p.ejected for p in bench.hardware.told] == [False] * 5
+    assert bench.loop.unable == ""
+    bench.input(Input.COMMISSIONING, True)
+    bench.turn()
+    bench.input(Input.COMMISSIONING, False)
+    for _ in range(3):  # they were on their way to the bin
+        bench.input(Input.CONFIRM)
+    bench.turn()
+    assert bench.loop.unable == ""
+    for n in range(5, 8):
+        bench.part(n, Decision.REJECT)
+    assert [p.ejected for p in bench.hardware.told[5:]] == [True] * 3
+    assert bench.loop.unable == "fault confirmation"
+
+
 def asked(bench: Bench, wish: Any) -> tuple[str, bool]:
-    """What a loop in another thread would answer, and whether it refused."""
+    """What a loop in another thread would answer, and whether it refused. The belt stands."""
     said: list[tuple[str, bool]] = []
 
     def person() -> None:
@@ -337,7 +440,7 @@ def asked(bench: Bench, wish: Any) -> tuple[str, bool]:
     thread = threading.Thread(target=person)
     thread.start()
     while thread.is_alive():
-        bench.turn(10)
+        bench.turn(2, counts=0)
         thread.join(0.001)
     return said[0]
 
@@ -373,6 +476,27 @@ def test_a_test_fire_is_for_commissioning_only(tmp_path: Path) -> None:
     bench.turn(300)
     assert bench.hardware.ejecting is False
     assert [r["what"] for r in audited(bench)] == ["actuator.commissioning", "actuator.test_fire"]
+
+
+def test_a_test_fire_never_opens_the_way_for_a_part_that_is_seen(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, commissioner="ada", commissioning={"line_ok": "toggles"})
+    bench.hear(heartbeat())
+    bench.turn()
+    bench.input(Input.SENSOR, count=bench.hardware.encoder)
+    bench.turn()
+    said, refused = asked(bench, "test_fire")
+    assert refused, said
+    assert "opens the way, and parts are on it" in said
+    bench.run(20)
+    assert set(bench.hardware.commands) == {True}
+    assert asked(bench, "test_fire") == ("the ejector acts for 300 ms", False)
+    bench.turn()
+    assert bench.way_is_open
+    bench.input(Input.SENSOR, count=bench.hardware.encoder)
+    bench.turn()
+    assert not bench.way_is_open
+    bench.run(20)
+    assert not bench.way_is_open, "and it stays closed"
 
 
 def test_a_plc_asks_for_another_recipe(bench: Bench) -> None:
@@ -414,3 +538,47 @@ def test_at_the_end_the_ejector_is_left_safe(bench: Bench) -> None:
     bench.hardware.ejecting = None
     bench.loop.stop()
     assert bench.hardware.ejecting is True
+
+
+class OnGpio(Bench):
+    """The same with the driver `gpio`, a valve and an encoder."""
+
+    def __init__(self, folder: Path, chip: FakeChip, at_rest: str) -> None:
+        self.chip, self.counter, self.rest_is_reject = chip, folder / "count", at_rest == "reject"
+        self.counter.write_text("0")
+        wired = {"inputs": {"sensor": {"line": "sensor"}}, "line_ok": {"line": "ok"}, "encoder": self.counter}
+        valve = {"line": "valve", "active_low": self.rest_is_reject}  # without power it is at rest
+        settings = GpioDriver.model_validate({"kind": "gpio", "ejector": valve, **wired})
+        super().__init__(folder, driver=Gpio(settings, eject=True), at_rest=at_rest)
+
+    def turn(self, ms: int = 1, counts: int | None = None) -> None:
+        self.counter.write_text(str(self.ms + ms))
+        super().turn(ms, counts)
+
+    def input(self, which: Input, level: bool = True, **fields: Any) -> None:
+        self.chip.set(which.value, int(level), at_ns=self.ms * MS)
+
+    @property
+    def way_is_open(self) -> bool:
+        return bool(self.chip.level("valve")) is self.rest_is_reject
+
+
+@pytest.mark.parametrize("at_rest", ["reject", "pass"])
+def test_a_pass_and_a_reject_at_a_valve_on_gpio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_rest: str) -> None:
+    """What the valve's line does for each: power opens the way for a PASS, or fires at a REJECT."""
+    monkeypatch.setattr("edge.actuators.loop.IDLE_MS", 0)
+    chip = FakeChip(["sensor", "valve", "ok"])
+    install(monkeypatch, chip)
+    bench = OnGpio(tmp_path, chip, at_rest)
+    bench.hear(heartbeat())
+    bench.turn()
+    bench.part(0)
+    moved: list[list[int]] = []
+    for n, decision in enumerate((Decision.PASS, Decision.REJECT, Decision.UNINSPECTED, Decision.PASS), 1):
+        before = len(chip.driven)
+        assert bench.part(n, decision) is (decision is Decision.PASS)
+        moved.append([level for name, level in chip.driven[before:] if name == "valve"])
+    still, acts = [], [1, 0]
+    assert moved == ([acts, still, still, acts] if at_rest == "reject" else [still, acts, acts, still])
+    assert {level for name, level in chip.driven if name == "ok"} == {0, 1}
+    bench.driver.close()

@@ -8,7 +8,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,10 +17,17 @@ from pymodbus.client import ModbusTcpClient
 
 from edge.actuators.driver import DriverError, Edge, Fault, Input, Status
 from edge.actuators.driver_settings import ModbusDriver
+from edge.actuators.drivers import open_drivers
+from edge.actuators.latch import Latch
+from edge.actuators.loop import Loop
 from edge.actuators.modbus import Modbus
 from edge.actuators.modbus_map import DECISIONS, STATUS_WORDS, WHY, ControlBit, StatusBit, StatusWord
+from edge.actuators.panel import Panel
+from edge.audit import AuditTrail, audit_path
 from edge.testing import wait_until
-from edge.verdict import GateState
+from edge.verdict import Decision, GateState
+from tests.edge.actuators.actuator_helpers import BOOT, Events, actuator, heartbeat
+from tests.edge.actuators.actuator_helpers import verdict as line_verdict
 from tests.edge.actuators.driver_helpers import free_port, outcome
 from tests.edge.actuators.plc_helpers import CONTROL, STATUS, Master, Plc, Slave
 
@@ -69,7 +77,7 @@ def opened(role: str) -> Iterator[Callable[..., tuple[Actuator, Plc]]]:
 
         def both(**changes: Any) -> tuple[Actuator, Plc]:
             port = free_port()
-            driver = Modbus(settings(role, port, **changes))
+            driver = Modbus(settings(role, port, **changes), eject=True)
             stack.callback(driver.close)
             plc = stack.enter_context(ROLES[role](port))
             actuator = Actuator(driver)
@@ -136,7 +144,7 @@ def test_a_plc_whose_heartbeat_stops_is_a_fault_until_it_goes_on(opened: Callabl
 
 def test_a_connection_that_is_cut_comes_back(role: str) -> None:
     port = free_port()
-    driver = Modbus(settings(role, port, heartbeat_timeout_ms=1_000))
+    driver = Modbus(settings(role, port, heartbeat_timeout_ms=1_000), eject=True)
     actuator = Actuator(driver)
     try:
         driver.report(Status(GateState.READY))
@@ -156,7 +164,7 @@ def test_a_driver_that_starts_again_is_found_again(role: str) -> None:
     port = free_port()
     with ROLES[role](port) as plc:
         for part_id in (1, 2):
-            driver = Modbus(settings(role, port))
+            driver = Modbus(settings(role, port), eject=True)
             try:
                 driver.report(Status(GateState.READY))
                 actuator = Actuator(driver)
@@ -243,9 +251,50 @@ def test_a_block_that_is_read_while_it_changes_is_of_one_part(opened: Callable[.
     assert shown_as_valid == sorted(set(shown_as_valid))  # the bit never goes up before its block is there
 
 
+def begin(driver: Modbus) -> None:
+    """The first turn of a loop, before the PLC has said anything."""
+    with pytest.raises(DriverError, match="silent"):
+        driver.poll(0)
+
+
+def test_a_client_that_only_opens_changes_neither_heartbeat_nor_line_ok_and_says_reject() -> None:
+    """An earlier start left the way open, and its heartbeat."""
+    port = free_port()
+    with Slave(port) as plc:
+        plc.alive = False
+        with ModbusTcpClient("127.0.0.1", port=port) as world:
+            world.write_registers(STATUS, [int(StatusBit.LINE_OK), 1234], device_id=3)
+        driver = Modbus(settings("client", port), eject=True)
+        try:
+            wait_until(lambda: bool(plc.seen[-1][StatusWord.BITS] & StatusBit.PLC_SILENT))
+            stood = int(StatusBit.LINE_OK)
+            images = [(i[StatusWord.BITS], i[StatusWord.HEARTBEAT]) for i in plc.seen if any(i)]
+            assert images == [(stood, 1234), (stood | StatusBit.PLC_SILENT | StatusBit.EJECT, 1234)]
+            Actuator(driver).until(lambda: plc.seen[-1][StatusWord.HEARTBEAT] == 1235)
+        finally:
+            driver.close()
+
+
+def test_a_server_answers_once_the_loop_is_alive() -> None:
+    """Its first HEARTBEAT is none that the PLC knows."""
+    port = free_port()
+    driver = Modbus(settings("server", port), eject=True)
+    try:
+        with ModbusTcpClient("127.0.0.1", port=port) as plc:
+            assert plc.read_holding_registers(STATUS, count=STATUS_WORDS).isError()
+            assert plc.write_register(CONTROL, int(ControlBit.TRIGGER)).isError()
+            begin(driver)
+            image = plc.read_holding_registers(STATUS, count=STATUS_WORDS).registers
+            assert image[StatusWord.BITS] == StatusBit.PLC_SILENT | StatusBit.EJECT
+            assert not any(image[StatusWord.GATE_STATE :])
+    finally:
+        driver.close()
+
+
 def test_the_status_block_belongs_to_us_and_only_registers_are_served() -> None:
     port = free_port()
-    driver = Modbus(settings("server", port))
+    driver = Modbus(settings("server", port), eject=False)
+    begin(driver)
     try:
         with ModbusTcpClient("127.0.0.1", port=port) as plc:
             assert plc.write_register(STATUS, 1).isError()
@@ -270,9 +319,40 @@ def test_the_status_block_belongs_to_us_and_only_registers_are_served() -> None:
         driver.close()
 
 
+@pytest.mark.parametrize("decision", [Decision.PASS, Decision.REJECT])
+@pytest.mark.parametrize("at_rest", ["reject", "pass"])
+def test_a_pass_and_a_reject_at_an_ejector_of_the_plc(
+    role: str, tmp_path: Path, at_rest: str, decision: Decision
+) -> None:
+    """The whole loop, in real time: what the PLC reads of EJECT while a part with that verdict is at the ejector."""
+    port, rest = free_port(), at_rest == "reject"
+    timing = {"unit": "ms", "delay": 1, "pulse": 5_000, "tolerance": 5_000, "min_spacing": 10_000}
+    plan = {"at_rest": at_rest, "match": {"by": "id"}, "timing": timing, "max_age_ms": 60_000}
+    made, channel = actuator(drivers=[settings(role, port).model_dump()], **plan), Events()
+    audit = AuditTrail(audit_path(tmp_path))
+    with closing(open_drivers(made.drivers, eject=True)) as driver, ROLES[role](port) as plc:
+        latch, panel = Latch(tmp_path / "latch", made.name, audit), Panel(tmp_path, tmp_path / "run", made.name)
+        loop = Loop(made, "reject_all", driver, channel, latch, panel, audit, boot_id=BOOT)
+
+        def until(condition: Callable[[], bool]) -> None:
+            wait_until(lambda: bool(loop.turn()) or condition())
+
+        channel.events.append(heartbeat())
+        until(lambda: plc.on(StatusBit.TRIGGER_READY) and plc.on(StatusBit.EJECT) is rest)
+        channel.events.append(line_verdict(1, decision, part_id=77, trigger_ns=time.monotonic_ns()))
+        loop.turn()
+        plc.seen.clear()
+        plc.to_trigger.append(77)
+        until(lambda: bool(plc.results))
+        until(lambda: len({image[StatusWord.HEARTBEAT] for image in plc.seen}) > 10)
+        acted = {bool(image[StatusWord.BITS] & StatusBit.EJECT) for image in plc.seen} == {True, False}
+    assert [result[1:3] for result in plc.results] == [[77, DECISIONS[decision]]]
+    assert acted is ((decision is Decision.PASS) if rest else (decision is Decision.REJECT))
+
+
 def test_garbage_and_strangers_disturb_nobody() -> None:
     port = free_port()
-    driver = Modbus(settings("server", port))
+    driver = Modbus(settings("server", port), eject=True)
     driver.report(Status(GateState.READY))
     actuator = Actuator(driver)
     try:
@@ -291,7 +371,7 @@ def test_garbage_and_strangers_disturb_nobody() -> None:
 def test_a_plc_that_accepts_and_never_answers_blocks_no_call() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        driver = Modbus(settings("client", port, request_timeout_ms=10_000, heartbeat_timeout_ms=50))
+        driver = Modbus(settings("client", port, request_timeout_ms=10_000, heartbeat_timeout_ms=50), eject=True)
         try:
             with listener.accept()[0] as silent:
                 silent.recv(1)  # it waits for an answer now
@@ -311,7 +391,7 @@ def test_a_plc_that_accepts_and_never_answers_blocks_no_call() -> None:
 def test_a_plc_without_the_ejector_is_told_and_ejects_nothing() -> None:
     told = settings("client", 502, ejector=False)
     assert not told.ejects
-    driver = Modbus(told)
+    driver = Modbus(told, eject=True)
     with pytest.raises(DriverError, match="drives no ejector"):
         driver.eject(True)
     driver.close()
@@ -320,7 +400,8 @@ def test_a_plc_without_the_ejector_is_told_and_ejects_nothing() -> None:
 def test_edges_that_nobody_fetches_are_bounded_and_the_loss_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edge.actuators.modbus.MAX_EDGES", 6)
     port = free_port()
-    driver = Modbus(settings("server", port))
+    driver = Modbus(settings("server", port), eject=True)
+    begin(driver)
     try:
         with ModbusTcpClient("127.0.0.1", port=port) as plc:
             for _ in range(5):
@@ -336,10 +417,10 @@ def test_edges_that_nobody_fetches_are_bounded_and_the_loss_is_told(monkeypatch:
 def test_a_port_in_use_and_a_missing_library_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         with pytest.raises(DriverError, match=r"cannot serve Modbus on 127\.0\.0\.1"):
-            Modbus(settings("server", taken.getsockname()[1]))
+            Modbus(settings("server", taken.getsockname()[1]), eject=True)
     monkeypatch.setitem(sys.modules, "pymodbus", None)
     with pytest.raises(DriverError, match=r"pip install 'maskline\[plc\]'"):
-        Modbus(settings("server", 1502))
+        Modbus(settings("server", 1502), eject=True)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.actuators.modbus_map import ControlBit, ControlWord, StatusBit
+from edge.actuators.modbus_map import ControlBit, ControlWord, StatusBit, StatusWord
 from edge.audit import audit_path
 from edge.bench.conveyor_line import RunningActuator
 from edge.recipes import load_recipe
@@ -66,11 +66,13 @@ def test_a_plc_changes_the_recipe_of_the_running_line(tmp_path: Path, runtime_di
             with Master(port) as plc:
                 wait_until(lambda: plc.on(StatusBit.TRIGGER_READY), UP_WITHIN_S)
                 wait_until(lambda: len(heard.verdicts) > 5, UP_WITHIN_S)
+                assert plc.status[StatusWord.RECIPE] == 0, "the PLC has no number for it"
                 plc.control[ControlWord.RECIPE], plc.bits = CAN, ControlBit.CHANGE_OVER
                 wait_until(lambda: plc.on(StatusBit.CHANGE_OVER_ACK), UP_WITHIN_S)
                 plc.bits = ControlBit(0)
                 wait_until(lambda: heard.verdicts[-1].recipe == hashes[1], UP_WITHIN_S)
                 wait_until(lambda: plc.on(StatusBit.TRIGGER_READY), UP_WITHIN_S)
+                wait_until(lambda: plc.status[StatusWord.RECIPE] == CAN, UP_WITHIN_S)
             assert actuator.stop() == 0, actuator.log.read_text()
         finally:
             actuator.kill()

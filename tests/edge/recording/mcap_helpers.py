@@ -14,7 +14,7 @@ from edge.messages import Verdict, ViewResult
 from edge.recording import RecordedTruth, RecordingWriter
 from edge.verdict import Decision, Reason
 
-__all__ = ["PARTS", "START_NS", "picture", "raw_recording", "result", "verdict", "write", "write_all"]
+__all__ = ["PARTS", "PERIOD_NS", "START_NS", "picture", "raw_recording", "result", "verdict", "write", "write_all"]
 
 START_NS = 1_700_000_000_000_000_000
 PERIOD_NS = 100_000_000

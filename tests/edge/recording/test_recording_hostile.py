@@ -244,13 +244,16 @@ def test_attachments_and_descriptions_that_are_huge_are_not_read(tmp_path: Path)
     assert peak_bytes(read) < 1 << 20
 
 
-def with_chunk_indexes(path: Path, change: Callable[[bytes], bytes]) -> Path:
-    """Change the record by which the index of a recording names its one chunk; all checksums are right."""
+CHUNK_INDEX, ATTACHMENT_INDEX, METADATA_INDEX = 8, 10, 13
+
+
+def with_index(path: Path, change: Callable[[bytes], bytes], opcode: int = CHUNK_INDEX) -> Path:
+    """Change the first record of a kind in the index of a recording; all checksums are right."""
     data = path.read_bytes()
     start = struct.unpack_from("<Q", data, len(data) - 8 - 20)[0]
     summary = data[start : -8 - 29]
     at = 0
-    while summary[at] != 8:
+    while summary[at] != opcode:
         at += FRAMING.size + FRAMING.unpack_from(summary, at)[1]
     end = at + FRAMING.size + FRAMING.unpack_from(summary, at)[1]
     summary = summary[:at] + change(summary[at:end]) + summary[end:]
@@ -262,9 +265,10 @@ def with_chunk_indexes(path: Path, change: Callable[[bytes], bytes]) -> Path:
 
 def test_an_index_that_names_no_chunk_is_damage(tmp_path: Path) -> None:
     def elsewhere(index: bytes) -> bytes:
-        return index[:25] + struct.pack("<Q", len(MAGIC)) + index[33:]
+        at, length = struct.unpack_from("<QQ", index, 25)
+        return index[:25] + struct.pack("<QQ", at + 9, length - 9) + index[41:]
 
-    recording = Recording(with_chunk_indexes(write(tmp_path / "odd.mcap", ("top",)), elsewhere))
+    recording = Recording(with_index(write(tmp_path / "odd.mcap", ("top",)), elsewhere))
     assert list(recording.events("top")) == []
     assert "there is no chunk of" in recording.damage[0]
     with pytest.raises(SourceError, match=r"odd\.mcap: .*there is no chunk of"):
@@ -272,11 +276,52 @@ def test_an_index_that_names_no_chunk_is_damage(tmp_path: Path) -> None:
 
 
 def test_an_index_that_names_a_chunk_twice_is_not_followed(tmp_path: Path) -> None:
-    path = with_chunk_indexes(write(tmp_path / "a.mcap", ("top",)), lambda index: index * 5000)
+    path = with_index(write(tmp_path / "a.mcap", ("top",)), lambda index: index * 5000)
     recording = Recording(path)
     assert not recording.complete
     assert "its index is wrong" in recording.damage[0]
     assert len(list(recording.events("top"))) == 24
+
+
+@pytest.mark.parametrize("opcode", [METADATA_INDEX, ATTACHMENT_INDEX])
+def test_an_index_that_names_other_records_a_thousand_times_is_not_followed(tmp_path: Path, opcode: int) -> None:
+    path = tmp_path / "a.mcap"
+    with RecordingWriter(path, {"big": "x" * (1 << 17)}) as out:
+        out.add_attachment("big", bytes(1 << 17))
+        out.trigger("top", 0, START_NS)
+    with_index(path, lambda index: index * 999, opcode)
+
+    def read() -> None:
+        recording = Recording(path)
+        assert not recording.complete
+        assert "its index is wrong" in recording.damage[0]
+        assert [name for name, _ in recording.metadata_records] == ["maskline"]
+        assert recording.attachment("none") is None
+
+    assert peak_bytes(read) < 1 << 21
+
+
+def test_an_index_that_names_a_record_within_another_is_not_followed(tmp_path: Path) -> None:
+    def inside(index: bytes) -> bytes:
+        at, length = struct.unpack_from("<QQ", index, FRAMING.size)
+        return index + index[: FRAMING.size] + struct.pack("<QQ", at + 9, length - 9) + index[FRAMING.size + 16 :]
+
+    recording = Recording(with_index(write(tmp_path / "a.mcap", ("top",)), inside, METADATA_INDEX))
+    assert not recording.complete
+    assert "its index is wrong" in recording.damage[0]
+
+
+def test_descriptions_are_read_up_to_what_one_may_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large file may hold a thousand of 64 MiB each."""
+    monkeypatch.setattr("edge.recording.reader.MAX_RECORD_BYTES", 1 << 12)
+    with RecordingWriter(tmp_path / "a.mcap", {}) as out:
+        for number in range(10):
+            out.add_metadata(f"n{number}", {"text": "x" * 1000})
+        out.trigger("top", 0, START_NS)
+    recording = Recording(tmp_path / "a.mcap")
+    assert [name for name, _ in recording.metadata_records] == ["maskline", "n0", "n1", "n2"]
+    assert "more than 4096 bytes of metadata" in recording.damage[0]
+    assert len(list(recording.events("top"))) == 1
 
 
 def test_a_message_shorter_than_its_header_is_damage(tmp_path: Path) -> None:

@@ -120,6 +120,22 @@ def test_the_command_says_what_was_saved(tmp_path: Path) -> None:
     assert Recording(tmp_path / "a.recovered.mcap").complete
 
 
+def test_the_command_does_not_call_a_recording_whole_whose_chunks_are_damaged(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.mcap", ("top",), parts=40, size=2000)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(data)
+    assert Recording(path).complete
+    done = CliRunner().invoke(app, ["recover", str(path)])
+    assert done.exit_code == 0
+    assert "nothing to recover" not in done.output
+    assert "is damaged: its checksum does not match" in done.output
+    made = Recording(tmp_path / "a.recovered.mcap")
+    assert 20 < len(list(made.events("top"))) // 2 < 40
+    assert made.verify() > 2
+    assert made.damage == []
+
+
 def test_memory_is_that_of_a_chunk_whatever_the_size_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "a.mcap"
     image = np.zeros((1000, 1000, 1), np.uint8)

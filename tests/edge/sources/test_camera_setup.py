@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import structlog
 from pydantic import ValidationError
 
 if sys.version_info >= (3, 11):
@@ -22,7 +23,16 @@ else:
 from edge.errors import RecipeError
 from edge.settings import Frame, Recipe, Source, Station, scoring_sha256
 from edge.sources.aravis import ChunkReader
-from edge.sources.camera_features import FeatureError, Value, chunk_counters, features_of, pixel_format, set_up
+from edge.sources.camera_features import (
+    FeatureError,
+    Value,
+    chunk_counters,
+    features_of,
+    pixel_format,
+    set_up,
+    unnamed,
+    warn_of_unnamed,
+)
 from edge.sources.camera_settings import CameraSettings, Chunks
 from edge.sources.frame_ids import FrameIds
 from edge.sources.pixels import PFNC, Pixels
@@ -144,7 +154,7 @@ def test_chunks_bring_a_counter_of_the_trigger_and_the_encoder() -> None:
         chunks={"trigger": "Counter0", "encoder": "Encoder0"},
     )
     features = [(f.names[0], f.value) for f in features_of(settings)]
-    assert features[-7:] == [
+    assert features[-8:] == [
         ("CounterSelector", "Counter0"),
         ("CounterEventSource", "Line1"),
         ("CounterEventActivation", "RisingEdge"),
@@ -152,12 +162,80 @@ def test_chunks_bring_a_counter_of_the_trigger_and_the_encoder() -> None:
         ("ChunkEnable", True),
         ("ChunkSelector", "EncoderValue"),
         ("ChunkEnable", True),
+        ("CounterSelector", "Counter0"),
     ]
     assert settings.source.camera is not None
     assert [(c.key, c.feature, c.selector, c.name) for c in chunk_counters(settings.source.camera)] == [
         ("trigger_id", "ChunkCounterValue", "ChunkCounterSelector", "Counter0"),
         ("count", "ChunkEncoderValue", "ChunkEncoderSelector", "Encoder0"),
     ]
+
+
+ENCODER_IN_COUNTER1 = {
+    "trigger": {"kind": "edge", "source": "Line1"},
+    "chunks": {"trigger": "Counter0", "encoder": "Counter1"},
+    "features": {"CounterSelector": "Counter1", "CounterEventSource": "Encoder0"},
+}
+COUNTERS: dict[str, Value] = {
+    **{"CounterSelector": "", "CounterEventSource": "", "ChunkModeActive": False, "ChunkSelector": ""},
+    **{"ChunkEnable": False, "TriggerSelector": "", "TriggerMode": "", "TriggerSource": "", "TriggerActivation": ""},
+}
+
+
+def test_the_trigger_s_counter_is_selected_after_others_were_set_up() -> None:
+    """What is read as `CounterValue` then is the triggers, and not the encoder."""
+    found = written(station({"triggers": "independent"}, **ENCODER_IN_COUNTER1), **COUNTERS)
+    selected, source_of = "", dict[Value, Value]()
+    for name, value in found:
+        if name == "CounterSelector":
+            selected = str(value)
+        elif name == "CounterEventSource":
+            source_of[selected] = value
+    assert source_of == {"Counter0": "Line1", "Counter1": "Encoder0"}
+    assert selected == "Counter0"
+
+
+def test_a_camera_that_does_not_go_back_to_the_trigger_s_counter_is_refused() -> None:
+    class Stays(Nodes):
+        def write(self, name: str, value: Value) -> None:
+            if (name, self.there[name]) != ("CounterSelector", "Counter1"):
+                super().write(name, value)
+
+    settings = station({"triggers": "independent"}, **ENCODER_IN_COUNTER1)
+    with pytest.raises(RecipeError, match=r"camera\.chunks\.trigger: .* CounterSelector = 'Counter0'.*'Counter1'"):
+        set_up(Stays(**BASICS, **COUNTERS), features_of(settings), "camera x")
+
+
+@pytest.mark.parametrize(
+    ("camera", "expected"),
+    [
+        ({}, {"ExposureAuto": "Continuous", "ExposureTimeAbs": 900.0, "GainAuto": "Once", "Gain": 3.0}),
+        ({"exposure_us": 900}, {"GainAuto": "Once", "Gain": 3.0}),
+        ({"gain_db": 3}, {"ExposureAuto": "Continuous", "ExposureTimeAbs": 900.0}),
+        ({"exposure_us": 900, "gain_db": 3}, {}),
+        ({"trigger": {"kind": "level"}, "gain_db": 3}, {}),
+        (
+            {"gain_db": 3, "features": {"ExposureTimeAbs": 900, "ExposureMode": "Timed"}},
+            {"ExposureAuto": "Continuous"},
+        ),
+    ],
+)
+def test_what_of_exposure_and_gain_no_recipe_names_is_said(camera: dict[str, Any], expected: dict[str, Value]) -> None:
+    settings = station(**camera)
+    there = Nodes(**BASICS, ExposureAuto="Continuous", ExposureTimeAbs=900.0, GainAuto="Once", Gain=3.0, GainRaw=30)
+    with structlog.testing.capture_logs() as logs:
+        warn_of_unnamed(there, settings)
+    assert logs == [
+        {"event": "imaging_not_in_recipe", "log_level": "warning", "station": "top", "found": expected}
+    ] * bool(expected)
+
+
+def test_a_feature_that_is_described_and_cannot_be_read_is_left_out() -> None:
+    class Unavailable(Nodes):
+        def read(self, name: str) -> Value:
+            raise FeatureError("not available")
+
+    assert unnamed(Unavailable(Gain=3.0), CameraSettings()) == {}
 
 
 def test_what_a_camera_rounds_a_little_is_taken_and_what_it_ignores_is_not() -> None:

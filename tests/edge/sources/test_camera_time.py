@@ -69,6 +69,20 @@ def test_a_clock_that_was_set_is_noticed_and_followed_from_then_on(camera_ns: in
     assert clock.resets == 1
 
 
+def test_a_clock_set_back_within_a_pause_looks_like_a_late_frame_and_makes_times_early_for_a_while() -> None:
+    """docs/cameras.md says so: nothing in the times tells the two apart."""
+    clock, back_ns, pause_ns = CameraClock(), S, 2 * S
+    clock.to_host(5 * S, 100 * S)
+    errors = [
+        clock.to_host(5 * S + i * pause_ns - back_ns, 100 * S + i * pause_ns) - (100 * S + i * pause_ns)
+        for i in range(1, 2600)
+    ]
+    assert clock.resets == 0
+    assert errors[0] == pytest.approx(-back_ns, abs=MS)
+    assert errors == sorted(errors), "less and less"
+    assert errors[round(back_ns / MAX_DRIFT / pause_ns)] == 0, "after 83 minutes"
+
+
 def test_a_pause_is_no_reset() -> None:
     clock = CameraClock()
     clock.to_host(1 * S, 100 * S)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_gige import FakeCamera, fake_camera
+from structlog.testing import capture_logs
 
 from edge.errors import RecipeError, SourceError
 from edge.settings import Station
@@ -235,10 +236,28 @@ def test_a_triggered_camera_is_silent_until_it_is_triggered(fake: FakeCamera) ->
         assert camera.grab(0.2) is None
 
 
-def test_exposure_and_gain_are_set(fake: FakeCamera) -> None:
-    with closing(GenicamCamera(station(64, 48, exposure_us=1234, gain_db=6))) as camera:
+def test_exposure_and_gain_are_set_and_what_no_recipe_names_is_said(fake: FakeCamera) -> None:
+    with capture_logs() as logs, closing(GenicamCamera(station(64, 48, exposure_us=1234, gain_db=6))) as camera:
         assert camera._camera.get_exposure_time() == pytest.approx(1234)
         assert camera._camera.get_integer("GainRaw") == 6
+    assert logs == []
+    with capture_logs() as logs:
+        GenicamCamera(station(64, 48, exposure_us=1234)).close()
+    (said,) = [entry for entry in logs if entry["event"] == "imaging_not_in_recipe"]
+    assert said["station"] == "top"
+    assert (said["found"]["GainRaw"], "ExposureTimeAbs" in said["found"]) == (6, False)
+
+
+@pytest.mark.parametrize(("resend", "expected"), [(True, "always"), (False, "never")])
+def test_packets_resends_and_buffers_are_those_of_the_recipe(fake: FakeCamera, resend: bool, expected: str) -> None:
+    """576 bytes a packet, less 36 of headers, are 540 of the frame: 64 x 48 px come in 6."""
+    with closing(GenicamCamera(station(64, 48, packet_bytes=576, resend=resend, buffers=5))) as camera:
+        assert camera._camera.gv_get_packet_size() == 576
+        assert camera._stream.get_property("packet-resend").value_nick == expected
+        assert len(camera._memory) == 5
+        (grabbed,) = grabs(camera, 1)
+        assert grabbed.reason is None
+        assert [len(camera._packets(buffer)) for buffer in camera._memory] == [6] * 5
 
 
 COUNTER = 0x2F00
@@ -247,9 +266,10 @@ WITH_COUNTERS = f"""
 <Enumeration Name="CounterSelector"><EnumEntry Name="Counter0"><Value>0</Value></EnumEntry>
   <EnumEntry Name="Counter1"><Value>1</Value></EnumEntry><Value>0</Value></Enumeration>
 <Enumeration Name="CounterEventSource"><EnumEntry Name="Line0"><Value>0</Value></EnumEntry>
-  <Value>0</Value></Enumeration>
+  <EnumEntry Name="Encoder0"><Value>1</Value></EnumEntry><Value>0</Value></Enumeration>
 <Integer Name="CounterValue"><pValue>CounterRegister</pValue></Integer>
-<IntReg Name="CounterRegister"><Address>{COUNTER:#x}</Address><Length>4</Length><AccessMode>RO</AccessMode>
+<IntReg Name="CounterRegister"><Address>{COUNTER:#x}</Address><pIndex Offset="4">CounterSelector</pIndex>
+  <Length>4</Length><AccessMode>RO</AccessMode>
   <pPort>Device</pPort><Cachable>NoCache</Cachable><Sign>Unsigned</Sign><Endianess>BigEndian</Endianess></IntReg>
 <Boolean Name="ChunkModeActive"><Value>0</Value><OnValue>1</OnValue><OffValue>0</OffValue></Boolean>
 <Enumeration Name="ChunkSelector"><EnumEntry Name="CounterValue"><Value>0</Value></EnumEntry>
@@ -263,7 +283,9 @@ WITH_COUNTERS = f"""
 </RegisterDescription>"""
 
 
-def test_triggers_are_counted_by_the_camera_and_missed_without_an_image(tmp_path: Path, fake: FakeCamera) -> None:
+@pytest.fixture
+def counting(tmp_path: Path, fake: FakeCamera) -> FakeCamera:
+    """Counter0, its value in a register, and Counter1, in the next one."""
     with closing(GenicamCamera(station(64, 48))) as camera:
         xml = camera._camera.get_device().get_genicam_xml()[0]
     fake.kill()
@@ -271,7 +293,11 @@ def test_triggers_are_counted_by_the_camera_and_missed_without_an_image(tmp_path
     description.write_text(xml.replace("</RegisterDescription>", WITH_COUNTERS), encoding="utf-8")
     fake.describe(description)
     fake.start()
-    fake.write_register(COUNTER, 41)
+    return fake
+
+
+def test_triggers_are_counted_by_the_camera_and_missed_without_an_image(counting: FakeCamera) -> None:
+    counting.write_register(COUNTER, 41)
     counted = station(
         64,
         48,
@@ -282,10 +308,27 @@ def test_triggers_are_counted_by_the_camera_and_missed_without_an_image(tmp_path
     )
     with closing(open_source(counted, 0, 0)) as source:
         assert source.poll(0.2) is None  # silent, and nothing is wrong
-        fake.write_register(COUNTER, 43)
+        counting.write_register(COUNTER, 43)
         events = play(source, 2)
         camera = source._camera
         assert isinstance(camera, CountsTriggers)
         assert camera._camera.get_string("LineSource") == "ExposureActive"
         assert camera._camera.get_boolean("LineInverter")
     assert [e.reason for e in events if isinstance(e, Exposed)] == [Reason.MISSED_FRAME] * 2
+
+
+def test_an_encoder_in_another_counter_is_not_taken_for_triggers(counting: FakeCamera) -> None:
+    counting.write_register(COUNTER, 41)
+    settings = station(
+        64,
+        48,
+        trigger={"kind": "edge", "source": "Line0"},
+        chunks={"trigger": "Counter0"},
+        features={"CounterSelector": "Counter1", "CounterEventSource": "Encoder0"},
+        source={"triggers": "independent"},
+    )
+    with closing(GenicamCamera(settings)) as camera:
+        counting.write_register(COUNTER + 4, 4711)
+        assert camera.triggers() == 41
+        camera._camera.set_string("CounterSelector", "Counter1")
+        assert camera.triggers() == 4711, "the simulated camera has two counters"

@@ -129,3 +129,13 @@ def test_a_silent_camera_is_asked_whether_it_is_there(camera: GentlCamera, monke
     monkeypatch.setattr(camera, "_nodes", Gone())
     with pytest.raises(SourceError, match="is gone"):
         camera.grab(0.01)
+
+
+def test_what_no_recipe_names_is_looked_for_once_the_camera_is_set_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Viky has neither exposure nor gain."""
+    found: list[tuple[str, Any]] = []
+    monkeypatch.setattr(
+        "edge.sources.gentl.warn_of_unnamed", lambda camera, where: found.append((where.name, camera.read("Width")))
+    )
+    GentlCamera(station()).close()
+    assert found == [("top", 400)]

@@ -89,7 +89,7 @@ def test_frames_come_with_ids_and_the_driver_s_times(channels: int) -> None:
     assert [g.camera_ns for g in found] == [(1000 + 40 * n) * 1_000_000 for n in range(12)]
     assert [int(g.image.max()) for g in found if g.image is not None] == list(range(12))
     assert {g.image.shape for g in found if g.image is not None} == {(48, 64, channels)}
-    assert str(error) == "top: /dev/video7: no frame; was it unplugged?"
+    assert str(error).startswith("top: /dev/video7: no frame; was it unplugged?")
     assert fake.released.is_set()
 
 
