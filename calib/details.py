@@ -12,7 +12,7 @@ A .npz of numpy (no pickle), that whoever evaluates another detector can write a
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from calib.pixels import PixelCounts
 from edge.errors import MasklineError
 
-__all__ = ["TINY", "Details", "load_details", "save_details"]
+__all__ = ["TINY", "Details", "load_all_details", "load_details", "save_details"]
 
 TINY = "_tiny"
 """Kinds of defects whose names end so are reported apart: they count in no figure that does not say so."""
@@ -82,6 +82,21 @@ def load_details(path: Path) -> dict[tuple[str, str], Details]:
         raise MasklineError(f"{path}: no file of details: {error}; `maskline compare --details` writes one") from error
     keys = {tuple(name.split("/")[:2]) for name in arrays}
     return {(key[0], key[1]): _details(path, "/".join(key), arrays) for key in sorted(keys) if len(key) == 2}
+
+
+def load_all_details(paths: Sequence[Path]) -> dict[tuple[str, str], Details]:
+    """Read several files as if they were one: what detectors said of categories that were measured apart.
+
+    Raises MasklineError for what `load_details` refuses, and where two files speak of the same category and detector.
+    """
+    found: dict[tuple[str, str], Details] = {}
+    where: dict[tuple[str, str], Path] = {}
+    for path in paths:
+        for key, details in load_details(path).items():
+            if key in found:
+                raise MasklineError(f"{path}: {'/'.join(key)} is in {where[key]} as well; leave one of the files out")
+            found[key], where[key] = details, path
+    return found
 
 
 def _details(path: Path, prefix: str, arrays: Mapping[str, NDArray[Any]]) -> Details:

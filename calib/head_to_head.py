@@ -86,7 +86,7 @@ def head_to_head(
     The names may be left out where there is one detector alone. Raises MasklineError where there is no such detector,
     no category in common, or the test images of one are not the same.
     """
-    our_name, their_name = _only(ours, our_name), _only(theirs, their_name)
+    our_name, their_name = _only(ours, our_name, "--detector"), _only(theirs, their_name, "--against")
     a = {category: details for (category, name), details in ours.items() if name == our_name}
     b = {category: details for (category, name), details in theirs.items() if name == their_name}
     common = [category for category in a if category in b]
@@ -105,13 +105,15 @@ def head_to_head(
     return HeadToHead(our_name, their_name, tuple(duels))
 
 
-def _only(found: Found, wanted: str | None) -> str:
+def _only(found: Found, wanted: str | None, option: str) -> str:
     names = list(dict.fromkeys(name for _, name in found))
     if wanted in names:
         return str(wanted)
     if wanted is None and len(names) == 1:
         return names[0]
-    raise MasklineError(f"{wanted or 'which detector?'}: the details are of {', '.join(names) or 'none'}; name one")
+    raise MasklineError(
+        f"{option} {wanted or 'is missing'}: the details are of {', '.join(names) or 'none'}; name one of them"
+    )
 
 
 def _aligned(category: str, ours: Details, theirs: Details) -> Details:

@@ -9,7 +9,7 @@ such kernels if nothing stays in a cache between them. Needs no torch.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engines.architecture import (
     AnovitArchitecture,
@@ -17,8 +17,11 @@ from engines.architecture import (
     MaeArchitecture,
     MalaArchitecture,
     MetalArchitecture,
+    RetouchArchitecture,
     SdcArchitecture,
 )
+from engines.architecture.lite0 import CHANNELS, STAGES, STEM, STRIDE_PX
+from engines.architecture.retouch import RINGS, WIDER
 from engines.plans import named_plan, plan_inputs
 
 __all__ = ["Step", "gflop", "million_parameters", "naive_mae_steps", "steps"]
@@ -67,6 +70,8 @@ def steps(architecture: Architecture, plan: str) -> list[Step]:
             return list(_anovit(architecture))
         case MalaArchitecture():
             return list(_mala(architecture))
+        case RetouchArchitecture():
+            return list(_retouch(architecture, plan))
     raise NotImplementedError(f"networks of kind {architecture.kind!r} are not counted without torch")
 
 
@@ -242,6 +247,66 @@ def _mala(a: MalaArchitecture) -> Iterator[Step]:
     yield Step("map.pool", 0, 0, 4 * pixels)
     pseudo = (net.patch_values + 1) * a.width + (a.width + 1) * 2
     yield Step("stage 1", 0, pseudo + a.decoder_width, 0, folded=True)  # pseudo labels, and the token of hidden patches
+
+
+def _retouch(a: RetouchArchitecture, plan: str) -> Iterator[Step]:
+    """What is usual for good parts counts as moved, for it was measured and is no parameter."""
+    planes, px, errors = a.channels, a.tile_px, a.channels * len(a.sigmas_px)
+    for step in _mae(a.pixels, plan, naive=False):
+        yield step if step.folded else replace(step, flop=planes * step.flop, moved=planes * step.moved)
+    for sigma in a.sigmas_px:
+        yield from _blur(f"error.{sigma:g}", px, planes, sigma)
+    yield Step("error.light", 2 * 3 * 3, 0, planes * px**2)
+    yield _unusual("error.white", px, errors, errors * _rings(px, a.pixels.patch_px))
+    if a.features == "none":
+        return
+    yield from _lite0(px)
+    side, described = px // STRIDE_PX, 2 * CHANNELS
+    rings, blocks = _rings(side, 1), (side // 2) ** 2
+    yield Step("feature.rest", 0, 0, side**2 * CHANNELS + blocks * described)
+    basis = described * a.context
+    yield Step("feature.context", 2 * blocks * basis, 0, blocks * (described + a.context) + basis)
+    yield _unusual("feature.repaint", side, a.context + 1, CHANNELS * rings)
+    yield _unusual("feature.white", side, CHANNELS, CHANNELS)
+    for sigma in WIDER:
+        yield from _blur(f"wider.{sigma:g}", side, 1, sigma)
+    yield Step("together", 0, 0, (1 + len(WIDER)) * side**2 + 2 * px**2)
+
+
+def _rings(side: int, width: int) -> int:
+    """How many of RINGS a tile has."""
+    return min(RINGS - 1, (side - 1) // 2 // width) + 1
+
+
+def _blur(name: str, side: int, channels: int, sigma: float) -> Iterator[Step]:
+    """Along rows, then along columns."""
+    for along in ("rows", "columns"):
+        yield Step(f"{name}.{along}", 2 * side**2 * channels * (2 * round(3 * sigma) + 1), 0, 2 * side**2 * channels)
+
+
+def _unusual(name: str, side: int, wide: int, to: int) -> Step:
+    """A product with measured numbers at every place; the result is squared and summed, or taken off, as it comes."""
+    return Step(name, 2 * side**2 * wide * to, 0, side**2 * (wide + 1) + wide * to)
+
+
+def _lite0(px: int) -> Iterator[Step]:
+    yield _strided("lite0.stem", px // 2, 2, 3, STEM, 3)
+    side, wide, number = px // 2, STEM, 0
+    for expansion, filters, count, filter_px, first_stride in STAGES:
+        for k in range(count):
+            stride, inside, name = first_stride if k == 0 else 1, wide * expansion, f"lite0.{number}"
+            if expansion > 1:
+                yield _convolution(f"{name}.expand", side, side, wide, inside, 2, 1)
+            side //= stride
+            yield _strided(f"{name}.depthwise", side, stride, inside, inside, filter_px, groups=inside)
+            yield _convolution(f"{name}.project", side, side, inside, filters, 2, 1)
+            wide, number = filters, number + 1
+
+
+def _strided(name: str, after: int, stride: int, wide: int, to: int, px: int, groups: int = 1) -> Step:
+    """`px` x `px` to after x after positions from `stride` times as many each way."""
+    weights = wide * to * px**2 // groups
+    return Step(name, 2 * after**2 * weights, weights + 2 * to, (after * stride) ** 2 * wide + after**2 * to)
 
 
 def _convolution(name: str, side: int, after: int, wide: int, to: int, per_filter: int, px: int = 3) -> Step:

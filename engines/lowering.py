@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engines.graphs import MEASURING, Graph, Node
+from engines.graphs import MEASURING, Graph, Node, StaticGraph
 
 __all__ = ["Flow", "Ranges", "lower"]
 
@@ -30,14 +30,14 @@ Ranges = Mapping[str, float]
 """The largest absolute value of activations, by name."""
 
 
-def lower(onnx: Any, graph: Graph, half: int, ranges: Ranges | None = None) -> None:
+def lower(onnx: Any, static: StaticGraph, half: int, ranges: Ranges | None = None) -> None:
     """Rewrites a graph whose types are all known, in place.
 
     half: FLOAT16 or BFLOAT16 of `onnx.TensorProto`. ranges: with them, products with constant weights get 8-bit
     operands. Raises ValueError, with the tensor's name, for a weight that float16 cannot hold and for a range that is
     not there.
     """
-    _Lowering(onnx, graph, half, ranges).run()
+    _Lowering(onnx, static, half, ranges).run()
 
 
 @dataclass(frozen=True)
@@ -88,10 +88,11 @@ def _is_product(node: Node) -> bool:
 class _Lowering:
     """One graph on its way down."""
 
-    def __init__(self, onnx: Any, graph: Graph, half: int, ranges: Ranges | None) -> None:
-        self._onnx, self._graph, self._half, self._ranges = onnx, graph, half, ranges
-        self._flow = Flow.of(graph)
-        self._weights = {t.name: t for t in graph.initializer}
+    def __init__(self, onnx: Any, static: StaticGraph, half: int, ranges: Ranges | None) -> None:
+        self._onnx, self._static, self._half, self._ranges = onnx, static, half, ranges
+        self._graph = static.graph
+        self._flow = Flow.of(static.graph)
+        self._weights = {t.name: t for t in static.graph.initializer}
         self._lowered: set[str] = set()  # what is computed in half precision
         self._nodes: list[Node] = []
         self._names: set[str] = set()  # of the nodes that were added
@@ -151,7 +152,7 @@ class _Lowering:
             return self._add("Cast", [name], f"{name}:half", to=self._half)
         half = f"{name}:half"
         if half not in self._weights:
-            values = self._onnx.numpy_helper.to_array(self._weights[name])
+            values = self._static.values(self._weights[name])
             largest = float(np.abs(values).max(initial=0))
             if self._half == self._onnx.TensorProto.FLOAT16 and largest > LARGEST_F16:
                 raise ValueError(f"{name!r} holds {largest:.4g}, above {LARGEST_F16:.0f}: use bf16")
@@ -184,7 +185,7 @@ class _Lowering:
     def _weight_in_8_bits(self, node: Node) -> str:
         name = node.input[1]
         quantised, scale, zero = f"{name}:int8", f"{name}:scale", f"{name}:zero"
-        values = self._onnx.numpy_helper.to_array(self._weights[name])
+        values = self._static.values(self._weights[name])
         transposed = any(a.name == "transB" and a.i for a in node.attribute)
         axis = 0 if transposed else WEIGHT_AXIS[node.op_type]
         steps = _steps(np.abs(values).max(tuple(i for i in range(values.ndim) if i != axis), keepdims=True))

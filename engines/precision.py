@@ -17,6 +17,8 @@ Tiles go in as uint8 and come out as float32. Needs `onnx` (extras `rtx`, `cuda`
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 
@@ -33,50 +35,47 @@ QUANTISED_OPSET = 19
 
 
 def typed_graph(
-    onnx_bytes: bytes, constants: Constants, batch: int, precision: str, ranges: Ranges | None = None
+    network: bytes | Path, constants: Constants, batch: int, precision: str, ranges: Ranges | None = None
 ) -> bytes:
-    """A bundle's graph in one of PRECISIONS, for `batch` tiles. Equal arguments give equal bytes.
+    """A bundle's graph (`engines.graphs.network_graph`) in one of PRECISIONS, for `batch` tiles, with its weights
+    inside. Equal arguments give equal bytes.
 
     constants: inputs that become constants (`engines.plans.plan_inputs`). ranges: for "int8", what `observe_ranges`
-    returned. Raises ValueError for a graph that cannot be typed so, with the tensor's name.
+    returned. Raises ValueError for a graph that cannot be typed so, with the tensor's name, or would not fit into an
+    ONNX file, and GraphError for one that is none.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
     onnx = import_onnx()
-    model = static_graph(onnx_bytes, constants, batch)
+    static = static_graph(network, constants, batch)
     if precision == "int8":
-        model = onnx.version_converter.convert_version(model, QUANTISED_OPSET)
-        lower(onnx, model.graph, onnx.TensorProto.FLOAT16, ranges or {})
+        static.model = onnx.version_converter.convert_version(static.model, QUANTISED_OPSET)
+        lower(onnx, static, onnx.TensorProto.FLOAT16, ranges or {})
     elif precision != "f32":
-        lower(onnx, model.graph, onnx.TensorProto.FLOAT16 if precision == "f16" else onnx.TensorProto.BFLOAT16)
-    del model.graph.value_info[:]
-    onnx.checker.check_model(model)
-    data: bytes = model.SerializeToString(deterministic=True)
-    return data
+        lower(onnx, static, onnx.TensorProto.FLOAT16 if precision == "f16" else onnx.TensorProto.BFLOAT16)
+    del static.graph.value_info[:]
+    return static.whole()
 
 
-def observe_ranges(onnx_bytes: bytes, constants: Constants, tiles: npt.NDArray[np.uint8]) -> dict[str, float]:
+def observe_ranges(network: bytes | Path, constants: Constants, tiles: npt.NDArray[np.uint8]) -> dict[str, float]:
     """The largest absolute value of each activation that "int8" quantises, over `tiles` uint8 [N, h, w, C], in float32
     on the CPU.
 
-    Raises ValueError without tiles.
+    Raises ValueError without tiles, and GraphError for what is no graph.
     """
     from engines.backends.openvino import compile_graph
 
     if not len(tiles):
         raise ValueError("no calibration tiles: int8 takes the range of every activation from them")
-    onnx = import_onnx()
-    model = static_graph(onnx_bytes, constants, 1)
-    flow = Flow.of(model.graph)
-    names = sorted({node.input[0] for node in model.graph.node if flow.quantised(node)})
-    outputs = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names]
-    del model.graph.output[:]
-    model.graph.output.extend(outputs)
-    request = compile_graph(model.SerializeToString(), {}, (1, *tiles.shape[1:]), "f32", 0).create_infer_request()
+    graph = static_graph(network, constants, 1).graph
+    flow = Flow.of(graph)
+    names = sorted({node.input[0] for node in graph.node if flow.quantised(node)})
+    compiled = compile_graph(network, constants, (1, *tiles.shape[1:]), "f32", 0, watched=names)
+    request = compiled.create_infer_request()
     largest = dict.fromkeys(names, 0.0)
     for tile in tiles:
         request.infer([tile[None]])
-        for index, name in enumerate(names):
-            values = request.get_output_tensor(index).data
+        for name in names:
+            values = request.get_tensor(name).data
             largest[name] = max(largest[name], float(values.max()), -float(values.min()))
     return largest

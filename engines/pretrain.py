@@ -1,11 +1,12 @@
 """Pretrains the network that ships, on procedural textures and the left halves of two free photographs.
 
     nice -n 10 env LD_PRELOAD=/usr/lib/x86_64-linux-gnu/libjemalloc.so.2 \\
-        python -m engines.pretrain --out RUN --steps 6000 --seed 1
+        python -m engines.pretrain --out RUN --seed 1 --rate 7e-3 --steps 5750 --cooldown 1500
 
-Stopped at any time, the same command goes on from the last checkpoint in RUN. `--cooldown-from STEP` ends a run early:
-it starts the decay of the learning rate at that step, so that steps, seed and that number describe the weights
-completely. RUN/log.jsonl has the losses, RUN/pictures the repainted tiles. The photograph `brick` is never trained on.
+makes the weights in `engines/zoo/texture-s`; what the options are by default is not that. Stopped at any time, the same
+command goes on from the last checkpoint in RUN. `--cooldown-from STEP` ends a run early: it starts the decay of the
+learning rate at that step, so that steps, seed and that number describe the weights completely. RUN/log.jsonl has the
+losses, RUN/pictures the repainted tiles. The photograph `brick` is never trained on.
 """
 
 from __future__ import annotations

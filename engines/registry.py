@@ -81,7 +81,7 @@ ENGINES: Mapping[str, EngineKind] = {
         paper="Dini & Rahtu, Detecting Anomalies in Textured Images Using Modified Transformer Masked Autoencoder",
         sizes={"edge": TEXTURE_S, "vit-b": VIT_B, "vit-l": VIT_L, "vit-h": VIT_H},
         error_map=SsimL1Map(ssim_window=11, ssim_weight=0.3, opening_px=2),
-        score=Score(kind="area", map_quantile=0.99),
+        score=Score(kind="area", map_quantile=0.97),
         fitting=Fitting(),
         base="texture-s",
         licence="yours, from texture-s, which is Apache-2.0; Meta's published checkpoints: CC-BY-NC 4.0, not for "

@@ -10,8 +10,8 @@ What is left, at several scales, is added up, each in spreads of the largest val
 (Gumbel's extreme-value distribution, as block maxima have it): what has the same largest value on every good part
 counts for more. No weight was chosen by looking at defects.
 
-Statistics are measured with the plan that has the fewest variants; the line's thresholds are calibrated for the plan
-that it runs, so that they hold for the others as well.
+Statistics are measured with one plan, MEASURED_PLAN; the line's thresholds are calibrated for the plan that it runs, so
+that they serve the others as well.
 
 Letters in shapes: N tiles, C channels, h and w pixels, E kinds of evidence.
 """
@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engines.architecture import RetouchArchitecture
+from engines.architecture.retouch import WIDER
 from engines.corruption import corrupt_tiles
 from engines.lite0 import CHANNELS, STRIDE_PX, Lite0, load_lite0
 from engines.mae import MaskedAutoencoder, plan_tensors
@@ -38,9 +39,6 @@ MEASURED_PLAN = "x16"
 """What is usual is learnt under this plan, whichever a line takes: near what `x1` says, for a fraction of the time."""
 CORRUPTED_SHARE = 0.5
 """Of the steps of a fit, in which the surroundings are corrupted."""
-WIDER = (2.0, 8.0)
-"""Standard deviations of the neighbourhoods, in strides of the features: 16 pixels, and 64 for what is as large as the
-tile."""
 FOLDS = 3
 """The good tiles are judged fold by fold, by what was learnt from the others: one after the other in the folder, not
 drawn at random, for neighbours in time are alike, and parts of next week are not."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from engines.architecture import TEXTURE_S, Architecture, MaeArchitecture
+from engines.architecture import TEXTURE_S, Architecture, MaeArchitecture, RetouchArchitecture
 from engines.cost import Step, gflop, million_parameters, naive_mae_steps, steps
 from engines.plans import CHEAP_PLAN, EXACT_PLAN, named_plan
 from engines.registry import ENGINES
@@ -79,8 +79,9 @@ def _work() -> Iterator[str]:
         for plan in a.plans:
             counted = [step for step in steps(a, plan) if not step.folded]
             variants, tokens = 1, ""
-            if isinstance(a, MaeArchitecture):
-                sets = named_plan(plan, a)
+            masked = a.pixels if isinstance(a, RetouchArchitecture) else a
+            if isinstance(masked, MaeArchitecture):
+                sets = named_plan(plan, masked)
                 variants, tokens = sets.variants, f"{sets.visible.shape[1]} / {sets.hidden.shape[1]}"
             yield _row(
                 name,

@@ -14,7 +14,14 @@ real-valued mask, and image sizes that grow while fitting.
 Only the paper's abstract was at hand when this was written; the rest was written from knowledge of it. Not certain, and
 possibly not what is printed there: numbers of filters, layers and stacks (64 to 256 filters, three poolings, four
 stacks), objective (3), taken to be (1) with SSIM in place of squared differences, and the weights of the two parts.
+Objective (3) is `Objective(similarity="ssim")`, for programs; `maskline fit` has no option for it and fits with (1).
 Ours: the `edge` size, `normalise`, when the image size grows by how much.
+
+Also ours: the score, the map's maximum (`engines.registry`). The paper, as far as it is known here, takes the largest
+connected component above a threshold, and the limit from those of good images. A fitted bundle does that with `score`
+in its `manifest.json` set to {"kind": "area", "map_quantile": 0.99} (the share of good pixels below the map's
+threshold) and a new calibration; `maskline compare --engines BUNDLE` measures it. `maskline fit` has no option for it,
+and how the two scores compare was not measured.
 
 Letters in shapes: N tiles, C channels, h and w pixels.
 """

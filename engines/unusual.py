@@ -21,10 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engines.architecture.retouch import RINGS
+
 __all__ = ["Context", "ErrorDistance", "FeatureDistance", "Gaussian", "light"]
 
-RINGS = 5
-"""At most: places are told apart by their distance from the tile's nearest side, the inside being one place."""
 RIDGE = 0.01
 """Of the mean variance, added to all variances, so that what never varied is not infinitely unusual."""
 FARTHEST = 3.0

@@ -70,8 +70,10 @@ def compare(
 
 
 def bootstrap(
-    ours: Annotated[Path, typer.Argument(help="A file that `maskline compare --details` wrote.")],
-    theirs: Annotated[Path, typer.Argument(help="Another one, of the same test images; or the same.")],
+    ours: Annotated[
+        str, typer.Argument(help="What `maskline compare --details` wrote: a file, or several, separated by commas.")
+    ],
+    theirs: Annotated[str, typer.Argument(help="The same of another detector, of the same test images; or OURS.")],
     detector: Annotated[str | None, typer.Option(help="In OURS; default: the only one.")] = None,
     against: Annotated[str | None, typer.Option(help="In THEIRS; default: the only one.")] = None,
     resamples: Annotated[int, typer.Option(min=100)] = 2000,
@@ -85,12 +87,13 @@ def bootstrap(
     The difference of the mean image AUROC and of the mean pixel AUROC, each with its 95 % interval by paired bootstrap
     over the test images; with and without the defects whose kind ends in _tiny.
     """
-    from calib.details import load_details
+    from calib.details import load_all_details
     from calib.head_to_head import FEW, head_to_head
     from edge.bench import write_json
 
     console = Console(soft_wrap=True)
-    found = head_to_head(load_details(ours), load_details(theirs), detector, against, resamples=resamples, seed=seed)
+    left, right = (load_all_details([Path(name) for name in side.split(",")]) for side in (ours, theirs))
+    found = head_to_head(left, right, detector, against, resamples=resamples, seed=seed)
     console.print(*found.tables(), f"* under {FEW} defective images: a single one decides", sep="\n")
     if json_path:
         write_json(json_path, found.flat())

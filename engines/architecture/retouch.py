@@ -8,7 +8,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from engines.architecture.mae import TEXTURE_S, MaeArchitecture
 
-__all__ = ["RETOUCH", "RetouchArchitecture"]
+__all__ = ["RETOUCH", "RINGS", "WIDER", "RetouchArchitecture"]
+
+RINGS = 5
+"""At most: places are told apart by their distance from the tile's nearest side, the inside being one place."""
+WIDER = (2.0, 8.0)
+"""Standard deviations of the neighbourhoods, in strides of the features: 16 pixels, and 64 for what is as large as the
+tile."""
 
 
 class RetouchArchitecture(BaseModel):

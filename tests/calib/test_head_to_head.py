@@ -66,9 +66,11 @@ def test_detectors_of_one_file_are_told_by_name() -> None:
     both = {("tile", "sdc"): details(2, 1), ("tile", "mae"): details(1, 2)}
     found = head_to_head(both, both, "mae", "sdc", resamples=100)
     assert found.duels[0].difference.value < 0
-    with pytest.raises(MasklineError, match=r"which detector.*sdc, mae; name one"):
+    with pytest.raises(MasklineError, match="--detector is missing: the details are of sdc, mae; name one of them"):
         head_to_head(both, both)
-    with pytest.raises(MasklineError, match="yolo: the details are of sdc, mae"):
+    with pytest.raises(MasklineError, match="--against is missing: the details are of sdc, mae"):
+        head_to_head(both, both, "mae")
+    with pytest.raises(MasklineError, match="--detector yolo: the details are of sdc, mae"):
         head_to_head(both, both, "yolo", "sdc")
 
 

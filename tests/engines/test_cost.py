@@ -13,11 +13,13 @@ from engines.architecture import (
     ANOVIT_EDGE,
     MALA_EDGE,
     METAL_EDGE,
+    RETOUCH,
     SDC_EDGE,
     TEXTURE_S,
     VIT_B,
     Architecture,
     MaeArchitecture,
+    RetouchArchitecture,
     SdcArchitecture,
 )
 from engines.cost import Step, gflop, million_parameters, naive_mae_steps, steps
@@ -51,6 +53,11 @@ NETWORKS: dict[str, Architecture] = {
     "literal metal": METAL_EDGE.model_copy(update={"attention": "literal", "depth": 1, "channels": 3}),
     "metal without stripes": METAL_EDGE.model_copy(update={"stripes": "none", "patch_px": 16}),
     "anovit": ANOVIT_EDGE,
+    "retouch": RETOUCH,
+    "small retouch": RetouchArchitecture(
+        channels=3, pixels=TINY.model_copy(update={"tile_px": 32, "patch_px": 4}), sigmas_px=(1.0, 2.5), context=3
+    ),
+    "retouch without features": RetouchArchitecture(pixels=TINY, features="none"),
     "mala": MALA_EDGE,
     "mala as published": MALA_EDGE.model_copy(update={"positions": "sine", "normalise": "fixed", "channels": 3}),
 }

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import pytest
 from engine_helpers import TINY
 
 import engines.listing
 from edge.errors import MasklineError
-from engines.architecture import SDC_EDGE, VIT_H, Architecture
+from engines.architecture import RETOUCH, SDC_EDGE, VIT_H, Architecture
 from engines.bundle import Score, SmoothedMap
 from engines.fit import from_scratch
 from engines.listing import LARGEST_GFLOP, Row, counted, figures, measured, remarks
@@ -66,6 +67,19 @@ def test_what_takes_seconds_is_timed_and_the_rest_says_why_not(monkeypatch: pyte
     assert named["engines.mae.edge.x16.ms_per_tile"] > 0
     assert named["engines.sdc.huge.x1.gflop"] == pytest.approx(21_871, rel=1e-3)
     assert "engines.sdc.huge.x1.ms_per_tile" not in named
+
+
+def test_an_engine_that_learns_what_is_usual_from_good_parts_is_timed_without_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pixels = RETOUCH.pixels.model_copy(update={"tile_px": 112})  # weights of texture-s have no size of tiles
+    small = replace(ENGINES["retouch"], sizes={"edge": RETOUCH.model_copy(update={"pixels": pixels})})
+    monkeypatch.setattr(engines.listing, "ENGINES", {"retouch": small})
+    monkeypatch.setattr("engines.fit.ENGINES", engines.listing.ENGINES)
+    (found,) = measured([row for row in counted() if row.plan == "x32"])
+    assert not found.note
+    assert found.ms is not None
+    assert found.ms > 0
 
 
 def test_timing_without_torch_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -367,7 +367,7 @@ def test_architectures_survive_a_manifest() -> None:
 def test_a_real_fabric_is_told_from_its_defects_better_than_by_the_mean_good_image() -> None:
     images = real_images("aitex/fabric02")
     network = fitted(METAL_EDGE, images.fit, 200, 16)
-    ours, trivial = beside_the_mean_image(
-        images, METAL_EDGE.tile_px, lambda tiles: scores(tiles, repaint(network, tiles))
-    )
-    assert ours > trivial + 0.05
+    px, spec = METAL_EDGE.tile_px, ENGINES["metal"].error_map
+    found = beside_the_mean_image(images, px, lambda tiles: repaint(network, tiles), spec)
+    assert found.ours > found.alike + 0.05
+    assert found.ours > found.signed

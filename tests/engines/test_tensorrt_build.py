@@ -11,19 +11,20 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from engine_helpers import TINY, scrambled, tiles
+from engine_helpers import TINY, VARIANTS, scrambled, tiles
 from numpy.typing import NDArray
 from onnx import helper
 from pydantic import BaseModel, ValidationError
 
 from edge.errors import BundleError, EngineError
-from engines.architecture import Architecture
+from engines.architecture import VIT_B, Architecture
 from engines.backends.cache import EngineCache
 from engines.backends.manifest import EngineKey
 from engines.backends.tensorrt.api import Api, find_tensorrt
 from engines.backends.tensorrt.build import build_engine, build_for
-from engines.bundle import ZOO, Bundle, Manifest, load_bundle
+from engines.bundle import GRAPH, ZOO, Bundle, Manifest, load_bundle, write_bundle
 from engines.export import export_bundle
+from engines.graphs import network_graph
 from engines.networks import Network, build
 from engines.plans import plan_inputs
 from engines.precision import typed_graph
@@ -39,6 +40,11 @@ SMALLER: Mapping[str, tuple[Any, ...]] = {
     "dilations": ((1, 2),),
 }
 """Sizes that kernels do not depend on, and values to try for them, the smallest first."""
+FIRST = {name: next(iter(kind.sizes.values())) for name, kind in ENGINES.items()}
+"""By engine, the size that is taken when none is named."""
+OTHERS = {f"{name} {size}": a for name, kind in ENGINES.items() for size, a in list(kind.sizes.items())[1:]}
+OTHERS["mae vit-b normalised"] = VIT_B.model_copy(update={"target": "normalised"})
+"""All others that `maskline engines` lists, and what `maskline engine import --target normalised` makes."""
 IN_ALL_PRECISIONS = ("mae", "sdc")
 SMALL = TINY.model_copy(update={"depth": 1, "decoder_depth": 1})
 
@@ -93,24 +99,23 @@ def measure(network: Network) -> None:
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
-    """One of each engine, exported when it is first asked for."""
+    """One of each of FIRST and OTHERS, exported when it is first asked for."""
     folder = tmp_path_factory.mktemp("bundles")
 
     class Bundles(dict[str, Bundle]):
         def __missing__(self, name: str) -> Bundle:
-            kind = ENGINES[name]
             torch.manual_seed(0)
-            network = build(small(next(iter(kind.sizes.values())))).eval()
+            network = build(small((FIRST | OTHERS)[name])).eval()
             if hasattr(network, "measure"):
                 measure(network)
             manifest = Manifest(
-                name=name,
+                name=name.replace(" ", "-"),
                 architecture=network.architecture,
-                error_map=kind.error_map,
+                error_map=ENGINES[name.split()[0]].error_map,
                 licence="none",
                 files={"network.onnx": "0" * 64},
             )
-            self[name] = export_bundle(folder / name, network, manifest)
+            self[name] = export_bundle(folder / manifest.name, network, manifest)
             return self[name]
 
     return Bundles()
@@ -142,6 +147,15 @@ def test_every_engine_builds_in_every_plan_for_every_gpu(
             assert len(cache.read(stored)) == stored.manifest.engine_bytes
             found.add(stored.manifest.engine_sha256)
     assert len(found) == len(bundle.manifest.plans) * len(TARGETS), "an engine for each plan and GPU"
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_other_size_builds(api: Api, bundles: dict[str, Bundle], tmp_path: Path, name: str) -> None:
+    bundle = bundles[name]
+    assert bundle.manifest.channels == 3
+    stored = build_for(api, EngineCache(tmp_path), bundle, key_of(api, bundle, "x1", "f16", "sm89"))
+    weights_f32 = bundle.path.joinpath("network.safetensors").stat().st_size
+    assert stored.manifest.engine_bytes > weights_f32 / 2, "two bytes a weight, and kernels"
 
 
 def test_bfloat16_builds(api: Api, tiny: Bundle, tmp_path: Path) -> None:
@@ -185,6 +199,56 @@ def test_the_bundle_that_ships_builds(api: Api, tmp_path: Path) -> None:
     stored = build_for(api, EngineCache(tmp_path), bundle, key_of(api, bundle, "x1", "f16", "sm89"))
     weights_f32 = (bundle.path / "network.safetensors").stat().st_size
     assert stored.manifest.engine_bytes > weights_f32 / 2, "two bytes a weight, and kernels"
+
+
+@pytest.mark.parametrize("precision", ["f32", "f16", "int8"])
+def test_weights_that_lie_beside_the_graph_are_built_in(
+    api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    bundle, cache = beside(tmp_path / "large", monkeypatch), EngineCache(tmp_path / "cache")
+    assert network_graph(bundle) == bundle.path / GRAPH, "not its bytes: they are not all"
+    key = key_of(api, bundle, "x4", precision, "sm86")
+    calibration = noise(bundle.manifest.architecture, 2)
+    assert build_for(api, cache, bundle, key, calibration).manifest.engine_bytes > 100_000
+    monkeypatch.setattr("engines.graphs.LARGEST_BYTES", 10_000)
+    with pytest.raises(EngineError, match=rf"large: {precision} of plan x4: its weights take 0\.\d+ GB, .* 2 GiB"):
+        build_for(api, cache, bundle, key, calibration)
+
+
+def beside(path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
+    """A bundle in He et al.'s layout that keeps its weights beside its graph, as those above 1.9 GB do."""
+    monkeypatch.setattr("engines.export.LARGEST_INSIDE_BYTES", 0)
+    a = VARIANTS["he"].model_copy(update={"depth": 1, "decoder_depth": 1})
+    manifest = Manifest(name="large", architecture=a, licence="none", files={GRAPH: "0" * 64})
+    return export_bundle(path, scrambled(a), manifest)
+
+
+def test_weights_that_are_not_where_the_graph_says_are_named(
+    api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, cache = beside(tmp_path / "large", monkeypatch), EngineCache(tmp_path / "cache")
+    weights, right = bundle.read("network.safetensors"), bundle.read(GRAPH)
+    wrong = {
+        r"network\.onnx is no ONNX graph": b"network.safetensors",
+        r"has weights 'model\..*they are not there": elsewhere(right, "offset", str(len(weights))),
+        "in {'location': '../large/network.safetensors'": elsewhere(right, "location", "../large/network.safetensors"),
+        r"'length': '1e3'}: they are not there": elsewhere(right, "length", "1e3"),
+    }
+    for message, graph in wrong.items():
+        broken = write_bundle(bundle.path, bundle.manifest, {GRAPH: graph, "network.safetensors": weights})
+        with pytest.raises(BundleError, match=rf"large: .*{message}.*import it again"):
+            build_for(api, cache, broken, key_of(api, broken, "x4", "f16", "sm86"))
+
+
+def elsewhere(graph: bytes, key: str, value: str) -> bytes:
+    """A graph whose first weights lie somewhere else, it says."""
+    model = onnx.load_from_string(graph)
+    tensor = next(t for t in model.graph.initializer if t.external_data)
+    for entry in tensor.external_data:
+        if entry.key == key:
+            entry.value = value
+    data: bytes = model.SerializeToString()
+    return data
 
 
 def a_graph(operator: str) -> bytes:

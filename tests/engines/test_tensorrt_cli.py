@@ -21,7 +21,7 @@ from edge.errors import EngineError, MasklineError, SourceError
 from edge.samples import good_tiles, samples
 from engines.backends.manifest import EngineManifest
 from engines.backends.tensorrt.device import _current_device
-from engines.bundle import ZOO, load_bundle
+from engines.bundle import ZOO, Manifest, load_bundle
 
 
 @pytest.fixture
@@ -121,6 +121,22 @@ def test_without_a_gpu_the_graph_can_be_compared_on_the_cpu() -> None:
     assert re.fullmatch(r"x16 int8: largest error 0\.0\d+, mean 0\.000\d+, 100\.0% of 2 .*: passed\n", result.stdout)
     refused = maskline("verify", "texture-s", "--backend", "openvino", "--cpu").exception
     assert "openvino runs on the CPU" in str(refused)
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("precision", ["f32", "f16", "int8"])
+def test_a_network_whose_weights_lie_beside_its_graph_is_compared_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    export = pytest.importorskip("engines.export", reason="needs torch: pip install 'maskline[train]'")
+    from engine_helpers import VARIANTS, scrambled
+
+    monkeypatch.setattr(export, "LARGEST_INSIDE_BYTES", 0)
+    manifest = Manifest(name="large", architecture=VARIANTS["he"], licence="none", files={"network.onnx": "0" * 64})
+    export.export_bundle(tmp_path / "large", scrambled(VARIANTS["he"]), manifest)
+    result = maskline("verify", str(tmp_path / "large"), "--precision", precision, "--tiles", "4", "--cpu")
+    assert result.exception is None
+    assert re.fullmatch(rf"x1 {precision}: largest error .* of 4 decisions equal: passed\n", result.stdout)
 
 
 def test_samples_are_half_good_and_half_painted() -> None:

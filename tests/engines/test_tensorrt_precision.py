@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from engine_helpers import TINY
+from engine_helpers import TINY, VARIANTS, scrambled
+from engine_helpers import tiles as smooth_tiles
 from onnx import TensorProto, helper, numpy_helper
 
 from engines.architecture import MaeArchitecture, RetouchArchitecture
 from engines.backends.openvino import compile_graph
 from engines.backends.tensorrt.estimate import rounded_answers
-from engines.bundle import ZOO, Bundle, load_bundle
-from engines.export import to_onnx
-from engines.graphs import MEASURING
+from engines.bundle import ZOO, Bundle, Manifest, load_bundle
+from engines.export import export_bundle, to_onnx
+from engines.graphs import MEASURING, network_graph
 from engines.plans import plan_inputs
 from engines.precision import PRECISIONS, observe_ranges, typed_graph
 from engines.retouch import Retouch
@@ -257,6 +259,25 @@ def test_what_measures_small_differences_stays_float32(precision: str) -> None:
         assert {types[name] for node in measuring for name in (*node.input, *node.output)} == {FLOAT}
     repainting = [node for node in products if not node.name.startswith(MEASURING)]
     assert Counter(types[node.output[0]] for node in repainting).most_common(1)[0][0] in (F16, BF16)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_where_the_weights_lie_changes_no_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    a = VARIANTS["he"]
+    manifest = Manifest(name="he", architecture=a, licence="none", files={"network.onnx": "0" * 64})
+    answers, constants, tiles = [], plan_inputs(a, "x4"), smooth_tiles(a).numpy()
+    for largest in (1 << 30, 0):
+        monkeypatch.setattr("engines.export.LARGEST_INSIDE_BYTES", largest)
+        network = network_graph(export_bundle(tmp_path / str(largest), scrambled(a), manifest))
+        assert isinstance(network, Path) == (largest == 0)
+        ranges = observe_ranges(network, constants, tiles) if precision == "int8" else None
+        graph = typed_graph(network, constants, 1, precision, ranges)
+        assert graph == typed_graph(network, constants, 1, precision, ranges)
+        answers.append(rounded_answers(graph, tiles))
+    assert answers[0].std() > 0.05
+    np.testing.assert_allclose(*answers, atol=1e-6, rtol=0)
 
 
 def test_an_estimate_rounds_every_tensor() -> None:

@@ -10,10 +10,13 @@ import torch
 from engine_helpers import TINY, scrambled
 from engine_helpers import tiles as some_tiles
 
+from engines.architecture import SDC_EDGE
 from engines.mae import MaskedAutoencoder, draw_mask
+from engines.networks import plan_arguments
 from engines.optim import orthogonal
 from engines.plans import blocks
 from engines.pretrain import TextureStream
+from engines.sdc import SdcAutoencoder
 from engines.training import Schedule, Trainer, montage
 
 
@@ -81,6 +84,20 @@ def test_montage_is_a_picture() -> None:
     assert picture.shape == (96, 144, 1)
     assert picture.dtype == np.uint8
     assert np.isfinite(error)
+
+
+def test_montage_shows_what_sixteen_hidden_blocks_do_and_one_pass_where_that_is_all() -> None:
+    network, tiles = scrambled(TINY), some_tiles(TINY)
+    shown = {}
+    for plan in ("x16", "x32"):
+        with torch.no_grad():
+            repainted = network(tiles, *plan_arguments(TINY, plan))
+        shown[plan] = (torch.cat(list(repainted), 1) * 255).round().byte().numpy()
+    assert not np.array_equal(shown["x16"], shown["x32"])
+    np.testing.assert_array_equal(montage(network, tiles)[0][TINY.tile_px :], shown["x16"])
+
+    single = SdcAutoencoder(SDC_EDGE.model_copy(update={"tile_px": 48, "dilations": (1,)})).eval()
+    assert montage(single, tiles)[0].shape == (96, 96, 1)
 
 
 def test_montage_leaves_a_map_behind_the_picture_out() -> None:

@@ -13,7 +13,7 @@ import io
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ import numpy.typing as npt
 from edge.errors import EngineError, RecipeError, ResourceError
 from engines.backends.cache import EngineCache
 from engines.backends.manifest import EngineKey, EngineManifest, network_sha256
-from engines.bundle import GRAPH, WEIGHTS, Bundle
+from engines.bundle import Bundle
+from engines.graphs import network_graph
 
 __all__ = [
     "COMPILED_BYTES",
@@ -112,15 +113,22 @@ def static_model(onnx: bytes | Path, constants: Constants, shape: tuple[int, ...
 
 
 def compile_graph(
-    onnx: bytes | Path, constants: Constants, shape: tuple[int, ...], precision: str, threads: int
+    onnx: bytes | Path,
+    constants: Constants,
+    shape: tuple[int, ...],
+    precision: str,
+    threads: int,
+    watched: Sequence[str] = (),
 ) -> Any:
     """Compiles an ONNX graph for the CPU, for latency (`static_model`).
 
-    threads: 0 means the cores less one. Raises RecipeError for a precision that the CPU does not have, RuntimeError for
-    what OpenVINO cannot read.
+    threads: 0 means the cores less one. watched: tensors, by name, that are given out as well. Raises RecipeError for a
+    precision that the CPU does not have, RuntimeError for what OpenVINO cannot read.
     """
     require_precision(precision)
     model = static_model(onnx, constants, shape)
+    if watched:
+        model.add_outputs(list(watched))
     return core().compile_model(model, "CPU", _properties(precision, threads or cores_less_one()))
 
 
@@ -159,15 +167,6 @@ def _keep(compiled: Any, key: EngineKey, name: str, cache: EngineCache) -> None:
     with contextlib.suppress(ResourceError):
         cache.store(manifest, model)
         cache.shrink(COMPILED_BYTES)
-
-
-def network_graph(bundle: Bundle) -> bytes | Path:
-    """The bundle's graph; its path where the weights lie beside it, which are checked here and read by OpenVINO."""
-    graph = bundle.read(GRAPH)
-    if WEIGHTS.encode() not in graph:
-        return graph
-    bundle.read(WEIGHTS)
-    return bundle.path / GRAPH
 
 
 def key_of(bundle: Bundle, plan: str, precision: str, batch: int) -> EngineKey:

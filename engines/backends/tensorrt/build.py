@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.errors import EngineError
+from edge.errors import BundleError, EngineError
 from engines.backends import require_network, require_plan
 from engines.backends.cache import EngineCache, Stored
 from engines.backends.manifest import EngineKey, EngineManifest
 from engines.backends.tensorrt.api import Api
-from engines.bundle import GRAPH, Bundle
+from engines.bundle import Bundle
+from engines.graphs import GraphError, network_graph
 from engines.plans import plan_inputs
 from engines.precision import observe_ranges, typed_graph
 
-__all__ = ["build_engine", "build_for"]
+__all__ = ["build_engine", "build_for", "what_fails"]
 
 
 def build_engine(api: Api, graph: bytes, target: str | None = None) -> bytes:
@@ -61,6 +64,17 @@ def _capability(api: Api, target: str | None) -> Any:
     return getattr(api.trt.ComputeCapability, target.upper())
 
 
+@contextmanager
+def what_fails(bundle: Bundle, plan: str, precision: str) -> Iterator[None]:
+    """Says of which bundle, plan and precision it was that a graph cannot be typed: BundleError or EngineError."""
+    try:
+        yield
+    except GraphError as error:
+        raise BundleError(f"bundle {bundle.path}: {error}; export or import it again") from error
+    except ValueError as error:
+        raise EngineError(f"bundle {bundle.path}: {precision} of plan {plan}: {error}") from error
+
+
 def build_for(
     api: Api, cache: EngineCache, bundle: Bundle, key: EngineKey, calibration: NDArray[np.uint8] | None = None
 ) -> Stored:
@@ -71,15 +85,13 @@ def build_for(
     """
     network = require_network(bundle, "tensorrt")
     require_plan(bundle, key.plan)
-    constants, graph = plan_inputs(network, key.plan), bundle.read(GRAPH)
-    try:
+    constants, graph = plan_inputs(network, key.plan), network_graph(bundle)
+    with what_fails(bundle, key.plan, key.precision):
         ranges = cache.ranges(key) if key.precision == "int8" and calibration is None else None
         if key.precision == "int8" and ranges is None:
             none = np.empty((0, *key.tiles[1:]), np.uint8)
             ranges = observe_ranges(graph, constants, none if calibration is None else calibration)
         typed = typed_graph(graph, constants, key.tiles[0], key.precision, ranges)
-    except ValueError as error:
-        raise EngineError(f"bundle {bundle.path}: {key.precision} of plan {key.plan}: {error}") from error
     engine = build_engine(api, typed, key.target if api.rtx else None)
     manifest = EngineManifest(
         key=key,

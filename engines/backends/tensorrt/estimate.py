@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.errors import EngineError, MasklineError
+from edge.errors import MasklineError
 from engines.backends import require_network, require_plan
 from engines.backends.manifest import Verification
+from engines.backends.tensorrt.build import what_fails
 from engines.backends.verify import Samples, compare, reference
-from engines.bundle import GRAPH, Bundle
-from engines.graphs import import_onnx
+from engines.bundle import Bundle
+from engines.graphs import import_onnx, network_graph
 from engines.plans import plan_inputs
 from engines.precision import observe_ranges, typed_graph
 
@@ -30,13 +31,11 @@ def estimate(bundle: Bundle, plan: str, precision: str, samples: Samples) -> Ver
 
     Raises BundleError or EngineError for what cannot be typed so, and MasklineError without ONNX Runtime.
     """
-    constants, graph = plan_inputs(require_network(bundle, "tensorrt"), plan), bundle.read(GRAPH)
+    constants, graph = plan_inputs(require_network(bundle, "tensorrt"), plan), network_graph(bundle)
     require_plan(bundle, plan)
-    try:
+    with what_fails(bundle, plan, precision):
         ranges = observe_ranges(graph, constants, samples.tiles[: samples.good]) if precision == "int8" else None
         typed = typed_graph(graph, constants, 1, precision, ranges)
-    except ValueError as error:
-        raise EngineError(f"bundle {bundle.path}: {precision} of plan {plan}: {error}") from error
     found = rounded_answers(typed, samples.tiles)
     return compare(bundle.manifest, precision, samples, reference(bundle, plan, samples.tiles), found)
 

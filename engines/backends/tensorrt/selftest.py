@@ -24,7 +24,8 @@ from engines.backends.tensorrt.build import build_engine, build_for
 from engines.backends.tensorrt.device import CudaGpu, Gpu, GpuInfo
 from engines.backends.tensorrt.verify import verify
 from engines.backends.verify import Samples, answers
-from engines.bundle import GRAPH, Bundle, Manifest
+from engines.bundle import Bundle, Manifest
+from engines.graphs import network_graph
 from engines.plans import plan_inputs
 from engines.precision import typed_graph
 
@@ -100,7 +101,7 @@ def builds_without_a_gpu(box: Box) -> str:
     if not box.api.rtx:
         return ""
     constants = plan_inputs(box.bundle.manifest.architecture, PLAN)  # type: ignore[arg-type]
-    graph = typed_graph(box.bundle.read(GRAPH), constants, 1, "f16")
+    graph = typed_graph(network_graph(box.bundle), constants, 1, "f16")
     began = time.monotonic()
     first, second = (build_engine(box.api, graph, "sm86") for _ in range(2))
     if first != second:
