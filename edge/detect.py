@@ -162,7 +162,8 @@ class Serving:
         if backend is detector.cheap:
             piece = self._piece(share)
             with self._answering_for([frame.slot]):
-                doubtful = detector.doubtful(piece.tiles, piece.answers, self._limits.get(frame.station))
+                limits = self._limits.get(frame.station)
+                doubtful = detector.doubtful(piece.tiles, piece.answers, limits, frame.rows_before)
         if doubtful:
             deadline_ns = self._deadline_of(frame)
             self._schedule.add(detector.exact, frame.slot, doubtful, deadline_ns=deadline_ns, patient=False)

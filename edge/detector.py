@@ -25,7 +25,7 @@ class Detector:
 
     def __init__(self, plan: StationPlan, exact: Backend, cheap: Backend | None) -> None:
         self.plan, self.exact, self.cheap = plan, exact, cheap
-        self._ignore, self._manifest = plan.prepare.ignore_tiles, plan.bundle.manifest
+        self._manifest = plan.bundle.manifest
         count, height, width, channels = plan.prepare.tiles_shape
         self._mapper = ErrorMapper(self._manifest.error_map, (height, width, channels))
         self._maps = np.empty((count if cheap else 0, height, width), np.float32)
@@ -38,27 +38,36 @@ class Detector:
         return self.cheap if self.cheap is not None and near else self.exact
 
     def doubtful(
-        self, tiles: NDArray[np.uint8], out: NDArray[np.float32], calibration: StationCalibration | None
+        self,
+        tiles: NDArray[np.uint8],
+        out: NDArray[np.float32],
+        calibration: StationCalibration | None,
+        rows_before: int = 0,
     ) -> list[int]:
         """Of the tiles that the cheap engine repainted: those whose score is too near to the threshold to be sure what
-        the exact score says. They are for the exact engine. Raises NotFiniteError."""
+        the exact score says. They are for the exact engine. For `rows_before` see FrameRef. Raises NotFiniteError."""
         if calibration is None or calibration.cascade_band is None:
             return []
-        maps = self._mapper.fill(tiles, out, self._maps, self._ignore)
+        ignore = self.plan.ignored(rows_before)
+        maps = self._mapper.fill(tiles, out, self._maps, ignore)
         limit, joined = calibration.map_threshold, self.plan.joined
-        scores = view_score(maps, self._manifest.score, limit, self._ignore, joined).tile_scores
+        scores = view_score(maps, self._manifest.score, limit, ignore, joined).tile_scores
         near = near_threshold(scores, calibration.score_threshold, calibration.cascade_band)
         return [int(i) for i in np.flatnonzero(near)]
 
     def infer(
-        self, tiles: NDArray[np.uint8], out: NDArray[np.float32], calibration: StationCalibration | None
+        self,
+        tiles: NDArray[np.uint8],
+        out: NDArray[np.float32],
+        calibration: StationCalibration | None,
+        rows_before: int = 0,
     ) -> int | None:
         """Repaint `tiles` uint8 [N, h, w, C] into `out` (`Manifest.answer_shape`), a frame alone, as the line does with
         many; returns the backend's witness."""
         first = self.first(calibration)
         witness = first.infer(tiles, out)
         if first is self.cheap:
-            for i in self.doubtful(tiles, out, calibration):
+            for i in self.doubtful(tiles, out, calibration, rows_before):
                 self.exact.infer(tiles[i : i + 1], out[i : i + 1])
         return witness
 

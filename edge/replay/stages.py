@@ -80,7 +80,7 @@ class Stages:
         found = prepare_view(arrays["frame"], self.plan, arrays["tiles"])
         witness, said = None, Judgement(Decision.UNINSPECTED, found.reason)
         if found.reason is None:
-            witness = self._detector.infer(arrays["tiles"], arrays["reconstruction"], self._limits)
+            witness = self._detector.infer(arrays["tiles"], arrays["reconstruction"], self._limits, rows_before)
             said = self._judge.judge(
                 *(arrays["tiles"], arrays["reconstruction"], arrays["map"]),
                 self._detector.info,

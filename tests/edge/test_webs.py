@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from journal_helpers import verdict_of
 from numpy.typing import NDArray
 
+from calib.calibration import Provenance
 from calib.millimetres import where_words
+from edge.detector import Detector
 from edge.errors import ResourceError
 from edge.journal import Journal, write_turn
 from edge.messages import View, encode
@@ -26,6 +28,7 @@ from edge.recipes import load_recipe
 from edge.report import collect_run
 from edge.scores import MAX_BOXES, boxes
 from edge.settings import Frame, Region, Source, Station, Tiling, Web, scoring_sha256
+from edge.testing import limits_by_hand
 from edge.tiling import Box
 from edge.verdict import Decision
 from edge.webs.defects import Piece, join
@@ -34,6 +37,7 @@ from edge.webs.picture import LEFT, MAP_WIDTH_PX, TOP, draw, write_picture
 from edge.webs.roll import NOT_SEEN, Look, RollMap, roll_map
 from edge.webs.stitching import Stitcher, Tracker
 from edge.webs.table import summary, write_table
+from engines.backends import BackendInfo
 from tests.support import marker_recipe
 
 WIDTH = 48
@@ -385,6 +389,24 @@ def test_the_repeated_rows_of_a_frame_alone_and_a_rim_below_them_are_not_judged(
     assert alone[0].all(axis=1).nonzero()[0].tolist() == [*range(34), *range(214, 224)]
     assert web_geometry(one).judged(0) == (10, 190)
     assert web_geometry(one).judged(24) == (-14, 190)
+
+
+def test_a_cascade_doubts_nothing_for_what_is_not_judged() -> None:
+    """A frame alone has its own first rows above it, repeated: what is wrong there hides no doubt about the rest."""
+
+    class Blank:
+        def describe(self) -> BackendInfo:
+            return BackendInfo("b", "1", "d", "f32", "i", "")
+
+    fields = {"source": Source(kind="marker"), "bundle": "marker", "plan": "cascade"}
+    web = Web(mm_per_line=1, overlap_px=24)
+    one = plan_station(Station(name="cam", frame=Frame(width_px=224, height_px=200), web=web, **fields))
+    limits = limits_by_hand(Provenance.model_construct(), score_threshold=0.0, cascade_band=(-0.01, 0.01))
+    tiles, out = np.zeros((1, 224, 224, 1), np.uint8), np.zeros((1, 224, 224, 1), np.float32)
+    out[:, 2:20] = 1.0
+    detector = Detector(one, Blank(), Blank())  # type: ignore[arg-type]
+    assert detector.doubtful(tiles, out, limits, rows_before=24) == []
+    assert detector.doubtful(tiles, out, limits, rows_before=0) == [0]
 
 
 def test_a_report_of_a_web_measures_along_it_in_lines(tmp_path: Path) -> None:
