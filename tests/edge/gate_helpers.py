@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import pytest
 import zmq
 
 from edge.gate import Gate
@@ -24,7 +25,7 @@ from edge.verdict import Decision
 from edge.verdicts import Event, Subscriber
 from edge.worker import Worker
 
-__all__ = ["HandGate", "cut_power", "good", "hand_gate", "recipe"]
+__all__ = ["HandGate", "boot_again", "cut_power", "good", "hand_gate", "recipe"]
 
 
 def recipe(stations: int = 1, *, same_lane: bool = False, deadline_ms: int = 60_000, **sections: object) -> Recipe:
@@ -150,6 +151,11 @@ def hand_gate(recipe: Recipe, runtime_dir: Path, state_dir: Path, slab: Slab | N
         gate.die()
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def boot_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To every journal that is opened from now on, the machine went down and came up again."""
+    monkeypatch.setattr("edge.journal.writer.boot_id", lambda: "the next boot")
 
 
 def cut_power(line: HandGate, keep: int) -> Path:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import zmq
 from channel_helpers import MS, beat, verdict
-from gate_helpers import HandGate, cut_power, good, hand_gate, recipe
+from gate_helpers import HandGate, boot_again, cut_power, good, hand_gate, recipe
 
 from edge.channel import InsecureError, Server
 from edge.errors import LineBusyError, MasklineError
@@ -152,7 +152,7 @@ def test_who_was_away_over_a_power_cut_misses_nothing_that_is_new(
     with hand_gate(recipe(), runtime_dir, tmp_path / "state") as line, closing(HandChannel(line)) as channel:
         channel.publish(10)
         epoch, left = line.journal.epoch, cut_power(line, keep=7)
-    monkeypatch.setattr("edge.journal.writer.boot_id", lambda: "the next boot")
+    boot_again(monkeypatch)
     new = range(8 + LOST_AT_MOST, 13 + LOST_AT_MOST)
     events: list[Event] = []
     with hand_gate(recipe(), runtime_dir, left) as line, closing(HandChannel(line)) as channel:

@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from gate_helpers import HandGate, cut_power, good, hand_gate, recipe
+from gate_helpers import HandGate, boot_again, cut_power, good, hand_gate, recipe
 from journal_helpers import keep_heads
 
 from edge.journal import JournalBusyError, newest, open_for_reading
@@ -59,7 +59,7 @@ def test_no_number_is_given_twice_after_a_power_cut(
         for number in range(10):
             answer(line, number)
         epoch, left = line.journal.epoch, cut_power(line, keep=7)
-    monkeypatch.setattr("edge.journal.writer.boot_id", lambda: "the next boot")
+    boot_again(monkeypatch)
     first = 8 + LOST_AT_MOST
     with hand_gate(recipe(), runtime_dir, left) as line:
         assert (line.journal.epoch, line.last_beat.seq) == (epoch, first - 1)
@@ -83,7 +83,7 @@ def test_numbers_go_on_where_no_verdict_can_be_lost(
         answer(line, 0)
         left = cut_power(line, keep=1) if boot == "this" else tmp_path / "state"
     if boot == "next":
-        monkeypatch.setattr("edge.journal.writer.boot_id", lambda: "the next boot")
+        boot_again(monkeypatch)
     with hand_gate(recipe(), runtime_dir, left) as line:
         answer(line, 0)
         assert [v.seq for v in line.verdicts] == [2]
@@ -97,7 +97,7 @@ def test_a_head_that_somebody_kept_tells_what_a_power_cut_took(
             answer(line, number)
         kept = keep_heads(tmp_path / "noted.heads", line.journal.epoch, [line.journal.head])
         left = cut_power(line, keep=3)
-    monkeypatch.setattr("edge.journal.writer.boot_id", lambda: "the next boot")
+    boot_again(monkeypatch)
     with hand_gate(recipe(), runtime_dir, left) as line:
         answer(line, 0)
     (trouble,) = verify(journal_path(left), [kept]).troubles

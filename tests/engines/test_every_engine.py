@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 from calib.inspection import Inspector
 from edge.anomaly import error_map
 from edge.cli import app
-from edge.recipes import load_recipe
 from edge.scores import view_score
 from edge.sources.folder import load_image
 from edge.tiling import plan_prepare, prepare
@@ -25,24 +24,12 @@ from engines.fit import fit, from_scratch
 from engines.networks import plan_arguments
 from engines.registry import ENGINES, Fitting
 from engines.retouch import Retouch
+from tests.calib.category_helpers import recipe
 
 TILE_PX = {"retouch": 112, "mae": 56, "sdc": 64, "metal": 64, "anovit": 64, "mala": 64}
 """As small as the networks can be cut: those that start from `texture-s` keep its weights, for tiles of any size."""
 UNTAUGHT = ("mala",)
 """Whose map says nothing yet after two steps: what a defect is it learns from nothing, in hundreds."""
-RECIPE = """
-line = "test"
-safe_state = "reject_all"
-line_ok = {{ wired = "none", because = "a test" }}
-deadline = {{ deadline_ms = 1000 }}
-engine = {{ backend = "openvino", threads = 1 }}
-[[stations]]
-name = "cam"
-bundle = "{bundle}"
-plan = "x16"
-frame = {{ width_px = 64, height_px = 64 }}
-source = {{ kind = "folder", path = "." }}
-"""
 
 
 def test_every_engine_of_the_table_is_tried() -> None:
@@ -74,8 +61,7 @@ def bad_part(path: Path, tile_px: int) -> Path:
 
 
 def inspector(bundle: Bundle, folder: Path) -> Inspector:
-    (folder / "line.toml").write_text(RECIPE.format(bundle=bundle.path))
-    line = load_recipe(folder / "line.toml")
+    line = recipe(folder, backend="openvino", bundle=bundle.path, plan="x16")
     return Inspector(line.stations[0], bundle, line.engine)
 
 
