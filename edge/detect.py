@@ -10,7 +10,8 @@ import contextlib
 import sys
 import time
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from edge.batching import Batch, Piece, Schedule, Share, SideBySide
 from edge.detector import open_detectors

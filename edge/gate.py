@@ -51,7 +51,7 @@ class Gate:
     def __init__(self, worker: Worker, journal: Journal) -> None:
         """Close what an earlier gate left open, and bind the publisher."""
         self.worker, self.recipe, self.journal = worker, worker.recipe, journal
-        self.recipe_sha256 = self.recipe.sha256  # of the whole recipe each time: too slow for every verdict
+        self.recipe_sha256, self.simulated = self.recipe.sha256, self.recipe.simulated  # too slow for every verdict
         self.run = journal.run(worker.slab.server_id, self.recipe_sha256, self.recipe.model_dump_json())
         self.topic_seq = {lane: journal.last_topic_seq(lane) for lane in self.recipe.lanes}
         self.boot_id = boot_id()
@@ -142,7 +142,7 @@ class Gate:
             open=self.ledger.open_parts,
             interval_ms=HEARTBEAT_INTERVAL_MS,
             safe_state=self.recipe.safe_state,
-            simulated=self.recipe.simulated,
+            simulated=self.simulated,
             at_ns=now_ns,
             utc_ns=time.time_ns(),
             boot_id=self.boot_id,
@@ -263,7 +263,7 @@ class Gate:
                     score=said.score,
                     threshold=said.threshold,
                     views=[self._view(v) for v in said.views],
-                    simulated=self.recipe.simulated,
+                    simulated=self.simulated,
                     recipe=self.recipe_sha256,
                     boot_id=self.boot_id,
                     trigger_ns=said.trigger_ns,

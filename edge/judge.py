@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from calib.calibration import Provenance, StationCalibration, levels_trouble, mismatch, sharpness_trouble

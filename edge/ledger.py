@@ -12,8 +12,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
+
+import msgspec
+from msgspec.structs import replace
 
 from edge.messages import SourceEnded, Trigger, View, ViewResult
 from edge.settings import Mode, Recipe
@@ -59,8 +62,7 @@ class Part:
         return len(self.results) == len(self.expected)
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """The verdict of a part, before it gets its numbers and provenance."""
 
     lane: str

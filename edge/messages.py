@@ -1,19 +1,18 @@
 """What travels over sockets: small msgpack maps, never pixels.
 
-Every message is a map with `v` (schema version), `type` and the fields of its dataclass. `decode` trusts nothing: a
-message from another version, of an unknown type, with a missing, unknown or wrongly typed field raises ProtocolError,
-and lengths are capped before anything is allocated.
+Every message is a map with `v` (schema version), `type` and the fields of its class. `decode` trusts nothing: a message
+from another version, of another type than expected, with a missing, unknown or wrongly typed field raises
+ProtocolError, and lengths are capped before anything is allocated. What says neither `v` nor `type` is taken for what
+is expected, if its fields are.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import Annotated, Any, Final, Literal, Union
 
-import msgpack
+import msgspec
 
-from edge.fields import MAX_INTEGER, ProtocolError, builder
 from edge.verdict import Decision, GateState, Reason
 
 __all__ = [
@@ -35,78 +34,88 @@ __all__ = [
     "Welcome",
     "decode",
     "encode",
+    "field_names",
+    "fields_of",
     "place",
 ]
 
-VERSION = 1
+VERSION: Final = 1
 MAX_MESSAGE_BYTES = 1 << 20
+MAX_INTEGER = (1 << 63) - 1
+"""What the journal can hold; msgpack can carry twice as much."""
 
-Boxes = list[list[int]]
+Int64 = Annotated[int, msgspec.Meta(le=MAX_INTEGER)]
+
+
+class ProtocolError(ValueError):
+    """A message that is not of this version of the protocol."""
+
+
+class _Versioned(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type"):
+    v: Literal[1] = VERSION
+
+
+Boxes = list[list[Int64]]
 """Defects in frame pixels: [x, y, width, height] each."""
 
 
-@dataclass(frozen=True)
-class Trigger:
+class Trigger(_Versioned, frozen=True, tag="trigger"):
     """Capture to gate: a part demands an answer. It is seen once the gate has it in the journal."""
 
     station: str
-    number: int
-    at_ns: int  # monotonic clock
+    number: Int64
+    at_ns: Int64  # monotonic clock
     missed: bool = False  # inferred from a gap: no image will follow
-    count: int | None = None  # of the line's encoder
-    part_id: int | None = None  # where a PLC gives parts their ids
+    count: Int64 | None = None  # of the line's encoder
+    part_id: Int64 | None = None  # where a PLC gives parts their ids
 
 
-@dataclass(frozen=True)
-class SourceEnded:
+class SourceEnded(_Versioned, frozen=True, tag="source_ended"):
     """Capture to gate: no more triggers; numbers below `next_number` that the gate has not seen were lost."""
 
     station: str
-    next_number: int
+    next_number: Int64
 
 
-@dataclass(frozen=True)
-class FrameRef:
+class FrameRef(_Versioned, frozen=True, tag="frame"):
     """The descriptor of one frame on its way through the line: an index, not a picture."""
 
     station: str
-    number: int
-    slot: int
-    generation: int
-    at_ns: int
-    stamps: list[int]  # monotonic, when each stage was done: capture, prepare, detect, judge
+    number: Int64
+    slot: Int64
+    generation: Int64
+    at_ns: Int64
+    stamps: list[Int64]  # monotonic, when each stage was done: capture, prepare, detect, judge
     reason: Reason | None = None  # set by the first stage that finds the image unusable; the rest pass it on
-    place: list[float] = dataclasses.field(default_factory=list)  # set by prepare, where parts are located: see View
-    rows_before: int = 0  # of a web: rows of the frame before that stand above this frame's own
-    engine: dict[str, str] = dataclasses.field(default_factory=dict)  # set by detect: what computed the reconstruction
-    witness: int | None = None  # set by the marker engine: the part number that it read in the pixels
+    place: list[float] = []  # set by prepare, where parts are located: see View
+    rows_before: Int64 = 0  # of a web: rows of the frame before that stand above this frame's own
+    engine: dict[str, str] = {}  # set by detect: what computed the reconstruction
+    witness: Int64 | None = None  # set by the marker engine: the part number that it read in the pixels
     decision: Decision | None = None  # set by judge
 
 
-@dataclass(frozen=True)
-class ViewResult:
+class ViewResult(_Versioned, frozen=True, tag="view_result"):
     """Judge (or capture, when there is no image) to gate: the answer for one view."""
 
     station: str
-    number: int
-    at_ns: int
+    number: Int64
+    at_ns: Int64
     decision: Decision
     reason: Reason | None = None
     score: float | None = None
     threshold: float | None = None
-    boxes: Boxes = dataclasses.field(default_factory=list)
-    witness: int | None = None
+    boxes: Boxes = []
+    witness: Int64 | None = None
     picture: str = ""  # where the images of this view are kept, relative to the state directory
-    engine: dict[str, str] = dataclasses.field(default_factory=dict)
+    engine: dict[str, str] = {}
     calibration: str = ""  # sha256 of the calibration used
-    stamps: list[int] = dataclasses.field(default_factory=list)
-    rows_before: int = 0  # see FrameRef
-    place: list[float] = dataclasses.field(default_factory=list)  # see View
-    areas_px: list[float] = dataclasses.field(default_factory=list)  # see View
+    stamps: list[Int64] = []
+    rows_before: Int64 = 0  # see FrameRef
+    place: list[float] = []  # see View
+    areas_px: list[float] = []  # see View
 
 
-@dataclass(frozen=True)
-class View:
+class View(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One view in a verdict."""
 
     station: str
@@ -115,111 +124,104 @@ class View:
     score: float | None
     threshold: float | None
     boxes: Boxes
-    witness: int | None
+    witness: Int64 | None
     picture: str
-    at_ns: int
+    at_ns: Int64
     bundle: str
     calibration: str
     engine: dict[str, str]
-    stamps: list[int]
-    rows_before: int = 0  # see FrameRef
-    place: list[float] = dataclasses.field(default_factory=list)  # located: shift in x and y [px] and turn [degrees]
-    areas_px: list[float] = dataclasses.field(default_factory=list)  # of the defect in each box, in frame pixels
+    stamps: list[Int64]
+    rows_before: Int64 = 0  # see FrameRef
+    place: list[float] = []  # located: shift in x and y [px] and turn [degrees]
+    areas_px: list[float] = []  # of the defect in each box, in frame pixels
     scale_mm_per_px: float | None = None  # of the frame, as the recipe says
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(_Versioned, frozen=True, tag="verdict"):
     """Gate to the world, on `verdict.<line>.<lane>.`: the one final answer for a part."""
 
     line: str
     lane: str
-    part: int
-    part_id: int | None  # what the PLC calls it
-    count: int | None  # of the line's encoder, at the trigger of the lane's first station
+    part: Int64
+    part_id: Int64 | None  # what the PLC calls it
+    count: Int64 | None  # of the line's encoder, at the trigger of the lane's first station
     decision: Decision
     reason: Reason | None
     late: bool  # past its deadline when it was decided: nobody may act on it but by rejecting
     epoch: str
-    seq: int
-    topic_seq: int
-    run: int
+    seq: Int64
+    topic_seq: Int64
+    run: Int64
     score: float | None
     threshold: float | None
     views: list[View]
     simulated: bool
     recipe: str
     boot_id: str
-    trigger_ns: int  # monotonic: first view
-    deadline_ns: int  # monotonic
-    decided_ns: int  # monotonic
-    trigger_utc_ns: int
-    decided_utc_ns: int
+    trigger_ns: Int64  # monotonic: first view
+    deadline_ns: Int64  # monotonic
+    decided_ns: Int64  # monotonic
+    trigger_utc_ns: Int64
+    decided_utc_ns: Int64
 
 
-@dataclass(frozen=True)
-class Heartbeat:
+class Heartbeat(_Versioned, frozen=True, tag="heartbeat"):
     """Gate to the world, on `health.<line>.`: silence for three intervals means that nothing may be passed."""
 
     line: str
     epoch: str
     state: GateState
     trouble: list[str]
-    seq: int  # newest verdict
+    seq: Int64  # newest verdict
     chain: str  # hash over it and all verdicts before it, 64 hex digits: who notes it can prove them
-    open: int  # parts that wait for their answer
-    interval_ms: int
+    open: Int64  # parts that wait for their answer
+    interval_ms: Int64
     safe_state: str
     simulated: bool
-    at_ns: int
-    utc_ns: int
+    at_ns: Int64
+    utc_ns: Int64
     boot_id: str
-    counters: dict[str, int]
+    counters: dict[str, Int64]
 
 
-@dataclass(frozen=True)
-class Hello:
+class Hello(_Versioned, frozen=True, tag="hello"):
     """Subscriber to channel: who it is, and after which verdict it goes on."""
 
     epoch: str  # empty with seq -1
-    seq: int  # the last verdict that it has handled; -1: from now on
-    credit: int  # how many verdicts may be sent beyond it
+    seq: Int64  # the last verdict that it has handled; -1: from now on
+    credit: Int64  # how many verdicts may be sent beyond it
     name: str  # for the log; whom it may trust, the channel knows from the key
 
 
-@dataclass(frozen=True)
-class Ack:
+class Ack(_Versioned, frozen=True, tag="ack"):
     """Subscriber to channel, every heartbeat interval and whenever credit is needed: it lives, and how far it is."""
 
     epoch: str
-    seq: int  # all up to this one are handled
-    credit: int  # how many verdicts may be sent beyond it
-    sent_ns: int  # monotonic clock of the subscriber
+    seq: Int64  # all up to this one are handled
+    credit: Int64  # how many verdicts may be sent beyond it
+    sent_ns: Int64  # monotonic clock of the subscriber
 
 
-@dataclass(frozen=True)
-class Welcome:
+class Welcome(_Versioned, frozen=True, tag="welcome"):
     """Channel to subscriber: the answer to a hello; and again, unasked, when what it said has changed."""
 
     line: str
     epoch: str
-    seq: int  # newest verdict
-    first: int  # the oldest one that is still there, or the next one when none is
-    interval_ms: int  # of the heartbeats, both ways
+    seq: Int64  # newest verdict
+    first: Int64  # the oldest one that is still there, or the next one when none is
+    interval_ms: Int64  # of the heartbeats, both ways
     boot_id: str
 
 
-@dataclass(frozen=True)
-class Clock:
+class Clock(_Versioned, frozen=True, tag="clock"):
     """Channel to subscriber: the answer to an ack, from which the offset between two clocks follows."""
 
-    sent_ns: int  # of the ack
-    received_ns: int  # monotonic clock of the line's box
+    sent_ns: Int64  # of the ack
+    received_ns: Int64  # monotonic clock of the line's box
     boot_id: str
 
 
-@dataclass(frozen=True)
-class Refusal:
+class Refusal(_Versioned, frozen=True, tag="refused"):
     """Channel to subscriber: what it sent was not taken. It may say hello again, once per heartbeat interval."""
 
     why: str
@@ -227,30 +229,13 @@ class Refusal:
 
 Message = Trigger | SourceEnded | FrameRef | ViewResult | Verdict | Heartbeat | Hello | Ack | Welcome | Clock | Refusal
 
-_TYPES: dict[str, type] = {
-    "trigger": Trigger,
-    "source_ended": SourceEnded,
-    "frame": FrameRef,
-    "view_result": ViewResult,
-    "verdict": Verdict,
-    "heartbeat": Heartbeat,
-    "hello": Hello,
-    "ack": Ack,
-    "welcome": Welcome,
-    "clock": Clock,
-    "refused": Refusal,
-}
-_NAMES = {cls: name for name, cls in _TYPES.items()}
-_BUILDERS = {cls: builder(cls) for cls in _TYPES.values()}
+_encoder = msgspec.msgpack.Encoder()
+_NOT_DECODED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def encode(message: Message) -> bytes:
     """The bytes of a message; the same message always gives the same bytes."""
-    fields = {"v": VERSION, "type": _NAMES[type(message)], **vars(message)}
-    if isinstance(message, Verdict):
-        fields["views"] = [vars(view) for view in message.views]
-    packed: bytes = msgpack.packb(fields)
-    return packed
+    return _encoder.encode(message)
 
 
 def decode(data: bytes, *expected: type[Any]) -> Any:
@@ -261,18 +246,19 @@ def decode(data: bytes, *expected: type[Any]) -> Any:
     if len(data) > MAX_MESSAGE_BYTES:
         raise ProtocolError(f"a message of {len(data)} bytes; at most {MAX_MESSAGE_BYTES} are allowed")
     try:
-        fields = msgpack.unpackb(data)
-    except Exception as error:  # msgpack raises ValueError, its own classes and, on deep nesting, RecursionError
-        raise ProtocolError(f"not msgpack: {error}") from error
-    if not isinstance(fields, dict):
-        raise ProtocolError(f"expected a map, found {type(fields).__name__}")
-    version, name = fields.pop("v", None), fields.pop("type", None)
-    if type(version) is not int or version != VERSION:
-        raise ProtocolError(f"message of protocol version {version!r}; this is version {VERSION}")
-    cls = _TYPES.get(name) if isinstance(name, str) else None
-    if cls not in expected:
-        raise ProtocolError(f"message type {name!r}; expected one of {[_NAMES[e] for e in expected]}")
-    return _BUILDERS[cls](fields)
+        return _decoder(expected).decode(data)
+    except _NOT_DECODED as error:
+        raise ProtocolError(_trouble(data, expected, error)) from error
+
+
+def field_names(cls: type[msgspec.Struct]) -> list[str]:
+    """The fields of a message's class; `v` and `type`, which every message has, are none of them."""
+    return [name for name in cls.__struct_fields__ if name != "v"]
+
+
+def fields_of(message: Message | View) -> dict[str, Any]:
+    """What a message says, by field; its views stay as they are."""
+    return {name: getattr(message, name) for name in field_names(type(message))}
 
 
 def place(data: bytes) -> tuple[str, int]:
@@ -281,10 +267,34 @@ def place(data: bytes) -> tuple[str, int]:
     Raises ProtocolError.
     """
     try:
-        fields = msgpack.unpackb(data)
-        epoch, seq = fields["epoch"], fields["seq"]
-    except Exception as error:
-        raise ProtocolError(f"not a verdict: {error!r}") from error
-    if type(epoch) is not str or type(seq) is not int:
-        raise ProtocolError(f"a verdict of epoch {epoch!r} and seq {seq!r}")
-    return epoch, seq
+        found = _places.decode(data)
+    except _NOT_DECODED as error:
+        raise ProtocolError(f"not a verdict: {error}") from error
+    return found.epoch, found.seq
+
+
+class _Place(msgspec.Struct):
+    epoch: str
+    seq: int
+
+
+_places = msgspec.msgpack.Decoder(_Place)
+
+
+@cache
+def _decoder(expected: tuple[type[Any], ...]) -> msgspec.msgpack.Decoder[Any]:
+    return msgspec.msgpack.Decoder(Union[expected])  # noqa: UP007 - of so many, known at run time
+
+
+def _trouble(data: bytes, expected: tuple[type[Any], ...], error: Exception) -> str:
+    """What is wrong with a message that cannot be decoded: one of another version has more to say than its fields."""
+    try:
+        fields = msgspec.msgpack.decode(data)
+    except _NOT_DECODED:
+        return f"not msgpack: {error}"
+    if not isinstance(fields, dict):
+        return f"expected a map, found {type(fields).__name__}"
+    version, name, names = fields.get("v"), fields.get("type"), [e.__struct_config__.tag for e in expected]
+    if type(version) is not int or version != VERSION:
+        return f"message of protocol version {version!r}; this is version {VERSION}"
+    return f"message type {name!r}; expected one of {names}" if name not in names else f"{name}: {error}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import dataclasses
 import io
 import json
 import os
@@ -19,7 +18,7 @@ import msgpack
 from edge.errors import ResourceError
 from edge.journal.findings import utc_text
 from edge.journal.select import Row, Selection, pages
-from edge.messages import Verdict
+from edge.messages import Verdict, field_names
 
 __all__ = ["export", "record"]
 
@@ -57,7 +56,7 @@ def export(db: sqlite3.Connection, table: str, out: Path, chosen: Selection | No
     if out.suffix not in (".csv", ".jsonl"):
         raise ResourceError(f"{out}: expected a name that ends in .csv or .jsonl")
     if table == "verdicts":
-        names, records = ["utc", *(f.name for f in dataclasses.fields(Verdict)), "chain"], _verdicts(db, chosen)
+        names, records = ["utc", *field_names(Verdict), "chain"], _verdicts(db, chosen)
     else:
         names, records = ["utc", *_COLUMNS[table].split(", ")], _others(db, table, chosen)
     try:

@@ -15,8 +15,7 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.fields import MAX_INTEGER
-from edge.messages import Verdict, ViewResult, decode
+from edge.messages import MAX_INTEGER, Verdict, ViewResult, decode
 from edge.sources.images import MAX_PIXELS, decode_image
 from edge.verdict import Decision, Reason
 

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mcap.records import Attachment, Channel
 
 from edge.errors import SourceError
-from edge.fields import MAX_INTEGER
-from edge.messages import Verdict, ViewResult
+from edge.messages import MAX_INTEGER, Verdict, ViewResult
 from edge.recording.container import (
     MAX_RECORD_BYTES,
     ChunkPlace,

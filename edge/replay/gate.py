@@ -7,7 +7,9 @@ to the last millisecond is told apart (`_excused`), and nothing else.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+from msgspec.structs import asdict, replace
 
 from edge.ledger import MARGIN_NS, Answer, Ledger, view_of
 from edge.messages import Trigger, Verdict, View, ViewResult
@@ -140,7 +142,7 @@ def _why_excused(verdict: Verdict, view: View, told: _Told) -> Why | None:
 
 
 def _outcome(answer: Answer, recipe: Recipe, bundles: dict[str, str]) -> Outcome:
-    told = {n: v for n, v in vars(answer).items() if n not in ("number", "views", "seen_utc_ns")}
+    told = {n: v for n, v in asdict(answer).items() if n not in ("number", "views", "seen_utc_ns")}
     scales = {s.name: s.scale_mm_per_px for s in recipe.stations}
     views = [view_of(v, bundles.get(v.station, ""), scales[v.station]) for v in answer.views]
     return plain_outcome({**told, "part": answer.number}, views)

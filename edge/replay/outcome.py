@@ -7,7 +7,7 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Any
 
-from edge.messages import Verdict, View
+from edge.messages import Verdict, View, field_names, fields_of
 
 __all__ = [
     "IGNORED",
@@ -52,20 +52,20 @@ PROVENANCE = ("bundle", "engine", "calibration")
 
 def outcome(verdict: Verdict, first: int = 0) -> Outcome:
     """What is compared of a verdict. `first`: the recorded number of the replay's part 0."""
-    return plain_outcome({**vars(verdict), "part": verdict.part + first}, verdict.views)
+    return plain_outcome({**fields_of(verdict), "part": verdict.part + first}, verdict.views)
 
 
 def plain_outcome(fields: Mapping[str, Any], views: Iterable[View]) -> Outcome:
     """An outcome from the fields of a verdict, without those that are not compared, and its views."""
     told = {name: value for name, value in fields.items() if name not in IGNORED and name != "views"}
-    told["views"] = [{n: v for n, v in vars(w).items() if f"views.{n}" not in IGNORED} for w in views]
+    told["views"] = [{n: v for n, v in fields_of(w).items() if f"views.{n}" not in IGNORED} for w in views]
     plain: Outcome = _plain(told)
     return plain
 
 
 def known_fields() -> list[str]:
     """The fields that may be ignored: those of a verdict, and `views.NAME` of its views."""
-    return [*Verdict.__dataclass_fields__, *(f"views.{name}" for name in View.__dataclass_fields__)]
+    return [*field_names(Verdict), *(f"views.{name}" for name in field_names(View))]
 
 
 def in_words(said: Outcome) -> str:

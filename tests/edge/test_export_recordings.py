@@ -13,7 +13,7 @@ from calib.datasets import find_categories, load_mask
 from edge.errors import MasklineError, SourceError
 from edge.export.images import export_images
 from edge.export.video import export_video
-from edge.messages import Verdict, View, ViewResult
+from edge.messages import Verdict, View, ViewResult, field_names, fields_of
 from edge.recipes import load_recipe
 from edge.recording import RecordedTruth, RecordingWriter
 from edge.sources import Image
@@ -34,7 +34,7 @@ def said(number: int, decision: Decision, reason: Reason | None = None, station:
 
 
 def verdict(result: ViewResult, decision: Decision) -> Verdict:
-    fields = {name: value for name, value in vars(result).items() if name in View.__dataclass_fields__}
+    fields = {name: value for name, value in fields_of(result).items() if name in field_names(View)}
     view = View(**fields, bundle="")
     return Verdict(
         line="test", lane=result.station, part=result.number, part_id=None, count=None, decision=decision,

@@ -8,11 +8,11 @@ import sqlite3
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from gate_helpers import HandGate, good, hand_gate, recipe
+from msgspec.structs import replace
 
 import edge.gate
 from edge.journal import JournalFullError, open_for_reading

@@ -26,7 +26,7 @@ from edge.journal.export import export
 from edge.journal.findings import parse_time, utc_text
 from edge.journal.heads import heads_path
 from edge.journal.select import Selection, pages
-from edge.messages import Verdict, decode, encode
+from edge.messages import Verdict, decode, encode, field_names
 from edge.paths import journal_path
 from tests.support import marker_recipe
 
@@ -173,7 +173,7 @@ def test_an_export_has_everything_and_is_the_same_each_time(left: Path, tmp_path
     with (tmp_path / "one.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
     for row, line, verdict in zip(table, lines, whole, strict=True):
-        assert set(row) == set(line) == {"utc", "chain", *vars(verdict)}
+        assert set(row) == set(line) == {"utc", "chain", *field_names(Verdict)}
         assert (int(row["seq"]), float(row["score"]), row["reason"]) == (verdict.seq, verdict.score, "")
         assert json.loads(row["views"]) == line["views"]
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import pytest
 from gate_helpers import recipe
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from edge.ledger import MARGIN_NS, MAX_GAP, Answer, Ledger, view_of, withdraw
 from edge.messages import SourceEnded, Trigger, ViewResult

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import queue
@@ -22,7 +21,20 @@ import zmq
 from channel_helpers import LEAD_NS, beat, verdict
 
 from edge.keys import Keyring, make_pair
-from edge.messages import Ack, Clock, Heartbeat, Hello, Message, Refusal, Verdict, View, Welcome, decode, encode
+from edge.messages import (
+    Ack,
+    Clock,
+    Heartbeat,
+    Hello,
+    Message,
+    Refusal,
+    Verdict,
+    View,
+    Welcome,
+    decode,
+    encode,
+    field_names,
+)
 from edge.paths import channel_endpoint
 from edge.verdict import Decision, GateState, Reason
 from tests.support import RunningLine, calibrate_marker, journal_verdicts, marker_recipe, wait_until
@@ -301,7 +313,7 @@ def msgpack_type(hint: Any) -> str:
 )  # fmt: skip
 def test_every_field_is_documented_with_its_type(heading: str, cls: type) -> None:
     hints = typing.get_type_hints(cls)
-    assert documented(heading) == {f.name: msgpack_type(hints[f.name]) for f in dataclasses.fields(cls)}
+    assert documented(heading) == {name: msgpack_type(hints[name]) for name in field_names(cls)}
 
 
 @pytest.mark.parametrize("words", [Decision, Reason, GateState])

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from edge.messages import Verdict, View
 from edge.replay.compare import Comparison, Rules, Why, compare

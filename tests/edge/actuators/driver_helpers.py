@@ -7,7 +7,7 @@ import socket
 from typing import Any
 
 from edge.actuators.driver import PartOutcome
-from edge.messages import Verdict
+from edge.messages import Verdict, field_names
 from edge.verdict import Decision
 
 __all__ = ["free_port", "outcome", "verdict"]
@@ -38,7 +38,7 @@ _VERDICT: dict[str, Any] = {
 
 def verdict(**changes: Any) -> Verdict:
     """A verdict; fields that are not given and not above are None."""
-    fields = {f.name: None for f in dataclasses.fields(Verdict)}
+    fields = dict.fromkeys(field_names(Verdict))
     return Verdict(**(fields | _VERDICT | changes))
 
 

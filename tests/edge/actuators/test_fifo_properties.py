@@ -18,7 +18,7 @@ from edge.actuators.answers import Seen
 from edge.actuators.fifo import Fifo
 from edge.actuators.in_flight import Now
 from edge.actuators.settings import Actuator
-from edge.messages import Verdict
+from edge.messages import Verdict, fields_of
 from edge.verdict import Decision
 from tests.edge.actuators.actuator_helpers import BOOT, EPOCH, actuator, verdict
 
@@ -153,7 +153,7 @@ class Line:
         if item.other:
             wrong = {"epoch": "epoch-0", "run": 0, "boot_id": "boot-0"}[item.other]
             made = verdict(
-                **(vars(made) | {item.other: wrong})  # type: ignore[arg-type]
+                **(fields_of(made) | {item.other: wrong})  # type: ignore[arg-type]
             )
         self.own.setdefault(i, []).append(made)
         if item.after is not None:
