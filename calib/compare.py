@@ -29,6 +29,7 @@ from edge.errors import BundleError, CalibrationError, MasklineError
 from edge.settings import Recipe
 from engines.bundle import Bundle, find_bundle, load_bundle
 from engines.registry import ENGINES
+from engines.settings import changed, default_settings, with_tiles
 
 __all__ = ["Choice", "Result", "compare", "split"]
 
@@ -79,6 +80,7 @@ def compare(
     """
     place = recipe.station(station)
     contestants = _contestants(choice.engines)
+    _check_settings([name for name, bundle in contestants.items() if bundle is None], choice.fit)
     results = []
     with contextlib.ExitStack() as stack:
         kept = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="maskline-compare-")))
@@ -133,6 +135,17 @@ def _contestants(names: Sequence[str]) -> dict[str, Bundle | None]:
             raise MasklineError(f"--engines: there is more than one {called!r}; rename one of the bundles' folders")
         found[called] = bundle
     return found
+
+
+def _check_settings(engines: Sequence[str], fit: FitChoice) -> None:
+    """Before the first is fitted: raises MasklineError where an engine cannot have such a size, tile or setting."""
+    if fit.settings and not engines:
+        raise MasklineError(
+            f"--set {' --set '.join(fit.settings)}: nothing is fitted here, bundles are taken as they are; to have one "
+            "with other settings: maskline fit --bundle BUNDLE --steps 0"
+        )
+    for engine in engines:
+        changed(with_tiles(default_settings(engine, fit.size), fit.channels, fit.tile_px), fit.settings)
 
 
 def _measure(

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from edge.errors import MasklineError
 from edge.paths import write_durably
 from edge.tiling import Scale
 from engines.bundle import Bundle, load_bundle
-from engines.registry import ENGINES, Fitting
+from engines.registry import Fitting
 
 if TYPE_CHECKING:
     from engines.fit import Start
@@ -33,6 +33,8 @@ class FitChoice:
     """None: as many as the engine's own."""
     seed: int = 0
     """Of the weights and the crops."""
+    settings: tuple[str, ...] = ()
+    """What is not as the size has it: see `engines.settings`."""
 
 
 def fit_or_find(
@@ -47,10 +49,16 @@ def fit_or_find(
         from engines.fit import fit, from_scratch
     except ImportError as error:
         raise MasklineError(f"{engine}: fitting needs {error.name}: pip install 'maskline[train]'") from error
-    start = from_scratch(engine, size=choice.size, tile_px=choice.tile_px, channels=choice.channels, seed=choice.seed)
-    fitting = replace(ENGINES[engine].fitting, seed=choice.seed)
-    if choice.steps is not None:
-        fitting = replace(fitting, steps=choice.steps)
+    start = from_scratch(
+        engine,
+        size=choice.size,
+        tile_px=choice.tile_px,
+        channels=choice.channels,
+        seed=choice.seed,
+        settings=choice.settings,
+    )
+    steps = start.fitting.steps if choice.steps is None else choice.steps
+    fitting = start.fitting.model_copy(update={"seed": choice.seed, "steps": steps})
     settings = _settings(start, fitting, scale, good)
     out = folder / f"{engine}-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]}"
     note = out.with_name(f"{out.name}.json")
@@ -72,7 +80,7 @@ def _settings(start: Start, fitting: Fitting, scale: Scale, good: Sequence[Path]
     return {
         "base": start.base,
         "manifest": start.manifest.sha256,
-        "fitting": asdict(fitting),
+        "fitting": fitting.model_dump(),
         "scale": scale,
         "images": images.hexdigest(),
     }

@@ -47,7 +47,7 @@ LARGEST_MANIFEST_BYTES = 1 << 20
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
 
 class MarkerArchitecture(_Frozen):
@@ -84,10 +84,10 @@ class SsimL1Map(_Frozen):
     """SSIM and L1 together, opened (see `edge.anomaly`): what suits repainted patches."""
 
     kind: Literal["ssim_l1"] = "ssim_l1"
-    ssim_window: Literal[7, 9, 11] = 7
-    ssim_weight: float = Field(default=1.0, ge=0, le=100)
-    l1_weight: float = Field(default=1.0, ge=0, le=100)
-    opening_px: Literal[0, 2, 3, 4] = 0
+    ssim_window: Literal[7, 9, 11] = Field(default=7, description="pixels")
+    ssim_weight: float = Field(default=1.0, ge=0, le=100, description="of (1 - SSIM) / 2")
+    l1_weight: float = Field(default=1.0, ge=0, le=100, description="of the absolute difference")
+    opening_px: Literal[0, 2, 3, 4] = Field(default=0, description="smaller specks are removed; 0: none are")
 
     @model_validator(mode="after")
     def _something(self) -> SsimL1Map:
@@ -105,8 +105,10 @@ class SmoothedMap(_Frozen):
     """The difference, smoothed by a Gaussian (see `edge.anomaly`): what suits networks that repaint all at once."""
 
     kind: Literal["smoothed"] = "smoothed"
-    norm: Literal["l1", "l2", "signed"] = "l2"
-    sigma_px: float = Field(default=3.0, ge=0.5, le=64)
+    norm: Literal["l1", "l2", "signed"] = Field(
+        default="l2", description="of the difference; signed: of what is left of it when it is smoothed"
+    )
+    sigma_px: float = Field(default=3.0, ge=0.5, le=64, description="of the Gaussian")
 
     @property
     def largest(self) -> float:
@@ -119,9 +121,9 @@ class DirectMap(_Frozen):
 
     kind: Literal["direct"] = "direct"
     sigma_px: float = Field(default=0.0, ge=0, le=64, description="of a Gaussian; 0 leaves the map as it is")
-    largest: float = Field(default=1.0, gt=0, le=1e6)
-    """What pictures show as white, and where the map's histogram ends: the largest value that the map can have, or one
-    that good parts never come near."""
+    largest: float = Field(default=1.0, gt=0, le=1e6, description="value that pictures show as white")
+    """Where the map's histogram ends, too: the largest value that it can have, or one that good parts never come
+    near."""
 
 
 ErrorMap = Annotated[SsimL1Map | SmoothedMap | DirectMap, Field(discriminator="kind")]
@@ -131,20 +133,27 @@ ErrorMap = Annotated[SsimL1Map | SmoothedMap | DirectMap, Field(discriminator="k
 class Score(_Frozen):
     """How a tile's map becomes its score: mean, maximum, mean of the `k` largest pixels, or largest area."""
 
-    kind: Literal["mean", "max", "topk", "area"] = "topk"
-    k: int = Field(default=100, ge=1, le=1 << 24)
-    map_quantile: float = Field(default=0.9995, ge=0.5, lt=1)
-    """Share of good pixels that lie below the map's threshold, from which areas and boxes are cut. Kind "area" wants a
-    low one (0.99): natural errors fall apart into specks there, and defects hold together."""
+    kind: Literal["mean", "max", "topk", "area"] = Field(
+        default="topk", description="of the map, or the pixels of its largest connected area above the threshold"
+    )
+    k: int = Field(default=100, ge=1, le=1 << 24, description="how many of the largest pixels topk takes the mean of")
+    map_quantile: float = Field(
+        default=0.9995, ge=0.5, lt=1, description="share of good pixels below the map's threshold"
+    )
+    """From which areas and boxes are cut. Which one suits kind "area" depends on the texture: docs/engines.md."""
 
 
 class Trained(_Frozen):
-    """Where the weights come from."""
+    """Where the weights come from; what earlier versions did not write down is None."""
 
     steps: int = Field(ge=0)
     seed: int = Field(ge=0)
     data: str
     base: str = Field(default="", description="name and sha256 of the bundle or file that the training started from")
+    batch: int | None = None
+    learning_rate: float | None = None
+    average: float | None = None
+    resize: float | Literal["tile"] | None = Field(default=None, description="of the images, before tiles were cut")
 
 
 class Manifest(_Frozen):

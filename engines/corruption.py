@@ -10,12 +10,12 @@ are drawn evenly over their logarithm so that specks of a few pixels are as freq
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 __all__ = ["DEFAULT", "KINDS", "SHAPES", "Corruption", "corrupt", "corrupt_tiles"]
 
@@ -23,44 +23,45 @@ Pixels = npt.NDArray[np.uint8]
 Plane = npt.NDArray[np.float32]
 Rng = np.random.Generator
 
-KINDS = ("elastic", "brightness", "blur", "flat")
+Kind = Literal["elastic", "brightness", "blur", "flat"]
+Shape = Literal["ellipse", "blob", "streak"]
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
 """What is put in: deformed texture; the same, lighter or darker; blurred texture; one level."""
 
-SHAPES = ("ellipse", "blob", "streak")
+SHAPES: tuple[Shape, ...] = get_args(Shape)
 """What it is put in under."""
 
 _MARGIN_PX = 3
 """Around every shape within its window, for the soft edge: a mask is 0 along the sides of its window."""
 
 
-@dataclass(frozen=True)
-class Corruption:
-    """How tiles are corrupted. Ranges are (smallest, largest), both possible.
+class Corruption(BaseModel):
+    """How tiles are corrupted. Pairs are (smallest, largest), both possible."""
 
-    patches: how many per tile. size_px: longest extent of a shape; the upper end is also capped by `largest_share` of
-    the tile's shorter side. shift: change of brightness as a share of full scale, either way. displacement_px: standard
-    deviation of the elastic displacement. kinds, shapes: which are drawn from, all equally often.
-    """
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
-    patches: tuple[int, int] = (1, 4)
-    size_px: tuple[float, float] = (5.0, 96.0)
-    largest_share: float = 0.5
-    shift: tuple[float, float] = (0.03, 0.4)
-    displacement_px: tuple[float, float] = (0.7, 6.0)
-    kinds: tuple[str, ...] = KINDS
-    shapes: tuple[str, ...] = SHAPES
+    patches: tuple[int, int] = Field(default=(1, 4), description="how many per tile, from, to")
+    size_px: tuple[float, float] = Field(default=(5.0, 96.0), description="longest extent of a shape, from, to")
+    largest_share: float = Field(default=0.5, gt=0, le=1, description="of the tile's side, is as long as shapes get")
+    shift: tuple[float, float] = Field(
+        default=(0.03, 0.4), description="change of brightness, from, to, as a share of full scale, either way"
+    )
+    displacement_px: tuple[float, float] = Field(
+        default=(0.7, 6.0), description="standard deviation of the elastic displacement, from, to"
+    )
+    kinds: tuple[Kind, ...] = Field(
+        default=KINDS, min_length=1, description="what is put in, all equally often; the paper's: elastic,brightness"
+    )
+    shapes: tuple[Shape, ...] = Field(default=SHAPES, min_length=1, description="under which, all equally often")
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _ordered(self) -> Corruption:
         for name in ("patches", "size_px", "shift", "displacement_px"):
             low, high = getattr(self, name)
             if not 0 < low <= high:
                 raise ValueError(f"{name} is ({low}, {high}), expected 0 < smallest <= largest")
-        if not 0 < self.largest_share <= 1:
-            raise ValueError(f"largest_share is {self.largest_share}, expected more than 0 and at most 1")
-        for name, known in (("kinds", KINDS), ("shapes", SHAPES)):
-            chosen = getattr(self, name)
-            if not chosen or not set(chosen) <= set(known):
-                raise ValueError(f"{name} is {chosen}, expected some of {', '.join(known)}")
+        return self
 
 
 DEFAULT = Corruption()

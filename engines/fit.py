@@ -10,14 +10,13 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import ValidationError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from edge.errors import MasklineError
@@ -34,6 +33,7 @@ from engines.mae import MaskedAutoencoder
 from engines.networks import Network, build
 from engines.registry import ENGINES, YOURS, Fitting
 from engines.retouch import Retouch, retouch_from
+from engines.settings import Settings, changed, default_settings, with_tiles
 from engines.training import Schedule, Trainer, montage, write_picture
 from engines.vit_weights import load_encoder
 from engines.weight_files import file_sha256, find_file
@@ -56,12 +56,37 @@ class Start:
     manifest: Manifest
     base: str = ""
     """Name and hash of the bundle or file that the weights come from; empty for fresh weights."""
+    fitting: Fitting = field(default_factory=Fitting)
+    """How such a network is fitted, unless `fit` is told otherwise."""
 
 
-def from_bundle(name: str | Path) -> Start:
-    """Goes on from a bundle: one that ships, by name, or a path. Raises BundleError."""
+def from_bundle(name: str | Path, settings: Sequence[str] = ()) -> Start:
+    """Goes on from a bundle: one that ships, by name, or a path, with `settings` changed (`engines.settings`).
+
+    Raises BundleError, and MasklineError for settings that cannot be, or that its weights do not fit.
+    """
     bundle = load_bundle(find_bundle(name))
-    return Start(load_model(bundle), bundle.manifest, f"{bundle.manifest.name} {bundle.sha256}")
+    network, manifest = load_model(bundle), bundle.manifest
+    a = network.architecture
+    plain = Settings(
+        architecture=a, error_map=manifest.error_map, score=manifest.score, fitting=ENGINES[a.kind].fitting
+    )
+    chosen = changed(plain, settings)
+    if chosen.architecture != a:
+        network = _with_weights_of(network, chosen.architecture, f"bundle {name} with --set {' --set '.join(settings)}")
+    said = {"architecture": chosen.architecture, "error_map": chosen.error_map, "score": chosen.score}
+    base = f"{manifest.name} {bundle.sha256}"
+    return Start(network, manifest.model_copy(update=said), base, chosen.fitting)
+
+
+def _with_weights_of(network: Network, architecture: Architecture, what: str) -> Network:
+    other = build(architecture)
+    try:
+        other.load_state_dict(network.state_dict())
+    except RuntimeError as error:
+        message = f"{what}: its weights do not fit such a network; leave the bundle out for fresh ones"
+        raise MasklineError(message) from error
+    return other
 
 
 def from_scratch(
@@ -72,60 +97,49 @@ def from_scratch(
     channels: int = 1,
     seed: int = 0,
     weights: Path | None = None,
+    settings: Sequence[str] = (),
 ) -> Start:
-    """Fresh weights, or those of the bundle that this engine starts from, if size and tile are left as they are.
+    """Fresh weights, or those of the bundle that this engine starts from, if size, tile and architecture are left as
+    they are.
 
-    `weights`: a file of weights that others have published, for what such a file has (`engines.vit_weights`). Raises
-    MasklineError for an engine or size that does not exist, a tile that the network cannot have, or a file that does
-    not fit.
+    `weights`: a file of weights that others have published, for what such a file has (`engines.vit_weights`).
+    `settings`: what is not as the size has it (`engines.settings`). Raises MasklineError for an engine or size that
+    does not exist, a tile or setting that the network cannot have, or a file that does not fit.
     """
-    kind = ENGINES.get(engine)
-    if kind is None:
-        raise MasklineError(f"--engine {engine!r}: there is no such engine; there are: {', '.join(ENGINES)}")
+    plain, kind = default_settings(engine, size), ENGINES[engine]
     if weights is not None and kind.tuning is None:
         able = ", ".join(name for name, other in ENGINES.items() if other.tuning)
         raise MasklineError(f"--weights {weights}: engine {engine!r} takes none; those that do: {able}")
-    if kind.base and engine != "retouch" and (size, tile_px, channels) == (None, None, 1):
-        return from_bundle(kind.base)
-    size = size or next(iter(kind.sizes))
-    if size not in kind.sizes:
-        raise MasklineError(f"--size {size!r}: engine {engine!r} has the sizes {', '.join(kind.sizes)}")
-    try:
-        architecture = _changed(kind.sizes[size], channels, tile_px)
-    except ValidationError as error:
-        raise MasklineError(f"engine {engine!r}: {error.errors(include_url=False)[0]['msg']}") from error
+    if isinstance(plain.architecture, RetouchArchitecture) and not weights_file():
+        settings = ("features=none", *settings)
+    fitting = kind.tuning if weights and kind.tuning else kind.fitting
+    chosen = changed(with_tiles(plain, channels, tile_px).model_copy(update={"fitting": fitting}), settings)
+    architecture = chosen.architecture
+    as_it_is = (size, tile_px, channels) == (None, None, 1) and architecture == plain.architecture
+    if kind.base and engine != "retouch" and as_it_is:
+        return from_bundle(kind.base, settings)
     torch.manual_seed(seed)
     manifest = Manifest(
         name=engine,
         architecture=architecture,
         plans=architecture.plans,
-        error_map=kind.error_map,
-        score=kind.score,
+        error_map=chosen.error_map,
+        score=chosen.score,
         licence=kind.licence if isinstance(architecture, RetouchArchitecture) else YOURS,
         files={GRAPH: "0" * 64},
     )
     if isinstance(architecture, RetouchArchitecture):
         base = from_bundle("texture-s")
         assert isinstance(base.network, MaskedAutoencoder)
-        return Start(retouch_from(architecture, base.network), manifest, base.base)
+        return Start(retouch_from(architecture, base.network), manifest, base.base, chosen.fitting)
     if weights is None:
-        return Start(build(architecture), manifest)
+        return Start(build(architecture), manifest, fitting=chosen.fitting)
     assert isinstance(architecture, AnovitArchitecture)
     network, file = load_encoder(weights, architecture), find_file(weights)
     manifest = manifest.model_copy(
         update={"architecture": network.architecture, "licence": f"yours, and that of {file.name}, where fitting began"}
     )
-    return Start(network, manifest, f"{file.name} {file_sha256(file)}")
-
-
-def _changed(plain: Architecture, channels: int, tile_px: int | None) -> Architecture:
-    """An architecture with other channels and tiles. Raises ValidationError where it cannot have them."""
-    said = plain.model_dump() | {"channels": channels}
-    if isinstance(plain, RetouchArchitecture):
-        said["features"] = plain.features if weights_file() else "none"
-    if tile_px is not None:
-        (said["pixels"] if isinstance(plain, RetouchArchitecture) else said)["tile_px"] = tile_px
-    return type(plain).model_validate(said)
+    return Start(network, manifest, f"{file.name} {file_sha256(file)}", chosen.fitting)
 
 
 def fit(
@@ -145,7 +159,7 @@ def fit(
     (held-out crops above what the network makes of them). Raises SourceError for images that cannot be used,
     MasklineError for a checkpoint of another run.
     """
-    fitting, manifest = fitting or Fitting(), start.manifest
+    fitting, manifest = fitting or start.fitting, start.manifest
     images = load_good(good, manifest, scale)
     held_out = images[:: max(2, min(10, len(images)))] if len(images) > 1 else images
     kept = [image for k, image in enumerate(images) if k % max(2, min(10, len(images)))] or images
@@ -164,7 +178,8 @@ def fit(
                 _checkpoint(trainer, work, losses)
             advance(losses["seen"][-1])
     data = f"{len(images)} images of {(good if isinstance(good, Path) else good[0].parent).name}"
-    trained = Trained(steps=fitting.steps, seed=fitting.seed, data=data, base=start.base)
+    how = fitting.model_dump(include={"steps", "seed", "batch", "learning_rate", "average"})
+    trained = Trained(data=data, base=start.base, resize=scale, **how)
     fresh = manifest.model_copy(update={"name": name or out.name, "trained": trained})
     if isinstance(trainer.averaged, Retouch):
         trainer.averaged.measure(_as_cut(images, manifest.tile_px))
@@ -232,7 +247,7 @@ def _as_cut(images: Sequence[Pixels], tile_px: int) -> torch.Tensor:
 def _identity(start: Start, fitting: Fitting, scale: Scale) -> dict[str, Any]:
     """What a run that is resumed must have in common with the one before."""
     start_of = f"{start.base} {start.manifest.sha256}".strip()
-    return {"fitting": asdict(fitting), "start": start_of, "scale": scale}
+    return {"fitting": fitting.model_dump(), "start": start_of, "scale": scale}
 
 
 def _schedule(fitting: Fitting) -> Schedule:

@@ -72,6 +72,13 @@ class StaticGraph:
         values: Values = import_onnx().numpy_helper.to_array(tensor) if found is None else found
         return values
 
+    def referring(self) -> bytes:
+        """The serialised model of a graph made `in_place`: its large weights stay where the bundle has them, and who
+        reads it must be told where that is. Equal graphs give equal bytes.
+        """
+        data: bytes = self.model.SerializeToString(deterministic=True)
+        return data
+
     def whole(self) -> bytes:
         """The serialised model, with everything inside. Equal graphs give equal bytes.
 
@@ -106,11 +113,11 @@ def network_graph(bundle: Bundle) -> bytes | Path:
     return bundle.path / GRAPH
 
 
-def static_graph(network: bytes | Path, constants: Constants, batch: int) -> StaticGraph:
+def static_graph(network: bytes | Path, constants: Constants, batch: int, *, in_place: bool = False) -> StaticGraph:
     """A bundle's graph (`network_graph`) with `constants` inside (int32), a fixed batch, and the type of every tensor.
 
-    Raises GraphError for what cannot be read, ValueError for a graph with other inputs, and MasklineError without the
-    package `onnx`.
+    in_place: nothing is made from weights outside, so that all of them are in the bundle's own file. Raises GraphError
+    for what cannot be read, ValueError for a graph with other inputs, and MasklineError without the package `onnx`.
     """
     onnx = import_onnx()
     model, outside = _load(onnx, network)
@@ -128,7 +135,7 @@ def static_graph(network: bytes | Path, constants: Constants, batch: int) -> Sta
         output.type.tensor_type.shape.dim[3].Clear()
     graph.initializer.extend(onnx.numpy_helper.from_array(v.astype(np.int32), k) for k, v in constants.items())
     _cast_first(onnx, graph)
-    _fold(onnx, graph, set(constants), outside)
+    _fold(onnx, graph, set(constants), outside, in_place)
     del graph.value_info[:]
     try:
         known = onnx.shape_inference.infer_shapes(model, strict_mode=True)
@@ -195,11 +202,11 @@ def _cast_first(onnx: Any, graph: Graph) -> None:
     graph.node.insert(0, cast)
 
 
-def _fold(onnx: Any, graph: Graph, indices: set[str], outside: dict[str, Values]) -> None:
+def _fold(onnx: Any, graph: Graph, indices: set[str], outside: dict[str, Values], in_place: bool) -> None:
     """Computes what only constants go into, unless that takes more room than they do: positions of all variants, say.
 
-    Index sets lose the cast to int64 that torch wants. What is made from weights outside stays there: most of it is
-    transposed, and no copy.
+    Index sets lose the cast to int64 that torch wants. What is made from weights outside stays there, most of it
+    transposed and no copy; or is not made, `in_place`.
     """
     inside = (t for t in graph.initializer if t.name not in outside)
     values = outside | {t.name: onnx.numpy_helper.to_array(t) for t in inside}
@@ -210,7 +217,8 @@ def _fold(onnx: Any, graph: Graph, indices: set[str], outside: dict[str, Values]
         if node.op_type == "Cast" and node.input[0] in indices:
             renamed[node.output[0]] = node.input[0]
             continue
-        if len(node.output) == 1 and values.keys() >= set(node.input):
+        stays = in_place and not outside.keys().isdisjoint(node.input)
+        if not stays and len(node.output) == 1 and values.keys() >= set(node.input):
             inputs = {name: values[name] for name in node.input}
             (result,) = map(np.asarray, onnx.reference.ReferenceEvaluator(node).run(None, inputs))
             if not inputs or result.nbytes <= max(1024, sum(x.nbytes for x in inputs.values())):

@@ -35,26 +35,33 @@ QUANTISED_OPSET = 19
 
 
 def typed_graph(
-    network: bytes | Path, constants: Constants, batch: int, precision: str, ranges: Ranges | None = None
+    network: bytes | Path,
+    constants: Constants,
+    batch: int,
+    precision: str,
+    ranges: Ranges | None = None,
+    *,
+    in_place: bool = False,
 ) -> bytes:
     """A bundle's graph (`engines.graphs.network_graph`) in one of PRECISIONS, for `batch` tiles, with its weights
     inside. Equal arguments give equal bytes.
 
     constants: inputs that become constants (`engines.plans.plan_inputs`). ranges: for "int8", what `observe_ranges`
-    returned. Raises ValueError for a graph that cannot be typed so, with the tensor's name, or would not fit into an
-    ONNX file, and GraphError for one that is none.
+    returned. in_place, for "f32" alone: weights that lie beside the bundle's graph stay there, however large they are,
+    and whoever reads the graph must be told where that is. Raises ValueError for a graph that cannot be typed so, with
+    the tensor's name, or would not fit into an ONNX file, and GraphError for one that is none.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
     onnx = import_onnx()
-    static = static_graph(network, constants, batch)
+    static = static_graph(network, constants, batch, in_place=in_place)
     if precision == "int8":
         static.model = onnx.version_converter.convert_version(static.model, QUANTISED_OPSET)
         lower(onnx, static, onnx.TensorProto.FLOAT16, ranges or {})
     elif precision != "f32":
         lower(onnx, static, onnx.TensorProto.FLOAT16 if precision == "f16" else onnx.TensorProto.BFLOAT16)
     del static.graph.value_info[:]
-    return static.whole()
+    return static.referring() if in_place else static.whole()
 
 
 def observe_ranges(network: bytes | Path, constants: Constants, tiles: npt.NDArray[np.uint8]) -> dict[str, float]:

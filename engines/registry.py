@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from engines.architecture import (
     ANOVIT_EDGE,
     ANOVIT_PAPER,
@@ -32,18 +34,19 @@ __all__ = ["ENGINES", "YOURS", "EngineKind", "Fitting"]
 YOURS = "yours: the weights come from your images alone"
 
 
-@dataclass(frozen=True)
-class Fitting:
-    """What can be chosen; a run that is resumed must choose the same."""
+class Fitting(BaseModel):
+    """How a network is fitted; a run that is resumed must choose the same."""
 
-    steps: int = 600
-    batch: int = 8
-    learning_rate: float = 1e-3
-    seed: int = 0
-    every: int = 50
-    """Steps between checkpoints."""
-    average: float = 0.98
-    """Of the moving average of the weights, which is what is kept."""
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
+
+    steps: int = Field(default=600, ge=0)
+    batch: int = Field(default=8, ge=1, le=4096, description="tiles per step, or as many pixels of smaller crops")
+    learning_rate: float = Field(default=1e-3, gt=0, le=1, description="of the plateau between warm-up and decay")
+    seed: int = Field(default=0, ge=0, description="of the weights and the crops")
+    every: int = Field(default=50, ge=1, description="steps between checkpoints")
+    average: float = Field(
+        default=0.98, ge=0, lt=1, description="decay of the moving average of the weights, which is what is kept"
+    )
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,13 @@ real-valued mask, and image sizes that grow while fitting.
 
 Only the paper's abstract was at hand when this was written; the rest was written from knowledge of it. Not certain, and
 possibly not what is printed there: numbers of filters, layers and stacks (64 to 256 filters, three poolings, four
-stacks), objective (3), taken to be (1) with SSIM in place of squared differences, and the weights of the two parts.
-Objective (3) is `Objective(similarity="ssim")`, for programs; `maskline fit` has no option for it and fits with (1).
-Ours: the `edge` size, `normalise`, when the image size grows by how much.
+stacks), objective (3), taken to be (1) with SSIM in place of squared differences, and the weights of the two parts. In
+a short check (3) was no better at ranking small faint defects, and a sixth dearer to fit. Ours: the `edge` size,
+`normalise`, when the image size grows by how much.
 
-Also ours: the score, the map's maximum (`engines.registry`). The paper, as far as it is known here, takes the largest
-connected component above a threshold, and the limit from those of good images. A fitted bundle does that with `score`
-in its `manifest.json` set to {"kind": "area", "map_quantile": 0.99} (the share of good pixels below the map's
-threshold) and a new calibration; `maskline compare --engines BUNDLE` measures it. `maskline fit` has no option for it,
-and how the two scores compare was not measured.
+Also ours: the score that ships, the map's maximum. The paper, as far as it is known here, takes the largest connected
+component above a threshold, and the limit from those of good images: `--set score.kind=area`. docs/engines.md says how
+the two compare.
 
 Letters in shapes: N tiles, C channels, h and w pixels.
 """
@@ -30,8 +28,6 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -40,10 +36,10 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from engines.architecture import SdcArchitecture
-from engines.corruption import DEFAULT, Corruption, corrupt_tiles
+from engines.corruption import corrupt_tiles
 from engines.differences import in_contrasts, ssim
 
-__all__ = ["Objective", "SdcAutoencoder", "folded"]
+__all__ = ["SdcAutoencoder", "folded"]
 
 SMALLEST_CONTRAST = 4 / 255
 """Surfaces flatter than this (standard deviation within the window) are not amplified further."""
@@ -75,22 +71,22 @@ class SdcAutoencoder(nn.Module):
         repainted: Tensor = mean + contrast * self.layers((x - mean) / contrast).float()
         return repainted
 
-    def loss(
-        self, tiles: Tensor, rng: np.random.Generator, progress: float = 0.0, want: Objective | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Corrupts tiles uint8 [N, h, w, C], repaints them, and compares with what they were.
+    def loss(self, tiles: Tensor, rng: np.random.Generator, progress: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Corrupts tiles uint8 [N, h, w, C], repaints them, and compares with what they were, by the architecture's
+        objective.
 
+        Each part, corrupted or not, is a mean over its own area, so that small corruptions count as much as large ones.
         Returns the loss to minimise, and the mean absolute error in units of the tiles' own contrast (detached). Equal
         weights, tiles and states of `rng` give equal losses.
         """
-        want = want or Objective()
-        corrupted, masks = corrupt_tiles(tiles.cpu().numpy(), rng, want.corruption)
+        a = self.architecture
+        corrupted, masks = corrupt_tiles(tiles.cpu().numpy(), rng, a.corruption)
         x, seen = (t.to(tiles.device).permute(0, 3, 1, 2).float() / 255 for t in (tiles, torch.from_numpy(corrupted)))
         mask = torch.from_numpy(masks).to(tiles.device)  # [N, h, w]
         repainted = self.repaint(seen)
-        different = 1 - ssim(repainted, x) if want.similarity == "ssim" else (repainted - x) ** 2
+        different = 1 - ssim(repainted, x) if a.objective == 3 else (repainted - x) ** 2
         different = different.mean(1)  # [N, h, w]
-        share = want.corrupted
+        share = a.corrupted_weight
         loss = share * _mean_over(different, mask) + (1 - share) * _mean_over(different, 1 - mask)
         return loss, in_contrasts(repainted - x, x)
 
@@ -184,26 +180,6 @@ def _box(x: Tensor, px: int) -> Tensor:
     """Means over squares of odd `px`, of the same size as x; at the sides over what is there."""
     rows = F.avg_pool2d(x, (px, 1), stride=1, padding=(px // 2, 0), count_include_pad=False)
     return F.avg_pool2d(rows, (1, px), stride=1, padding=(0, px // 2), count_include_pad=False)
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What is minimised. similarity: "l2" is objective (1), "ssim" objective (3), in a short check no better at ranking
-    small faint defects and a sixth dearer to fit.
-
-    corrupted: weight of the corrupted part, against the rest; each part is a mean over its own area, so that small
-    corruptions count as much as large ones.
-    """
-
-    similarity: Literal["l2", "ssim"] = "l2"
-    corrupted: float = 0.5
-    corruption: Corruption = DEFAULT
-
-    def __post_init__(self) -> None:
-        if self.similarity not in ("l2", "ssim"):
-            raise ValueError(f"similarity is {self.similarity!r}, expected 'l2' or 'ssim'")
-        if not 0 < self.corrupted < 1:
-            raise ValueError(f"corrupted is {self.corrupted}, expected a weight between 0 and 1")
 
 
 def _mean_over(values: Tensor, weights: Tensor) -> Tensor:

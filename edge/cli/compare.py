@@ -21,6 +21,10 @@ def compare(
     size: Annotated[str | None, typer.Option(help="Of the networks; `maskline engines` lists them.")] = None,
     tile_px: Annotated[int | None, typer.Option(help="Side of their tiles.")] = None,
     colour: Annotated[bool, typer.Option("--colour", help="Three channels.")] = False,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Of every engine that is fitted; repeatable; see `fit`."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the split, the weights and the crops.")] = 0,
     station: Annotated[str | None, typer.Option(help="Of the recipe; default: its first.")] = None,
     keep: Annotated[Path | None, typer.Option(help="Leave fitted bundles here; the next call finds them.")] = None,
@@ -57,7 +61,9 @@ def compare(
         raise MasklineError(f"--station {station!r}: the recipe has {', '.join(stations)}")
     choice = Choice(
         engines=tuple(dict.fromkeys(engines.split(","))) if engines else tuple(ENGINES),
-        fit=FitChoice(size, tile_px, channels=3 if colour else 1, steps=steps, seed=seed),
+        fit=FitChoice(
+            size, tile_px, channels=3 if colour else 1, steps=steps, seed=seed, settings=tuple(settings or ())
+        ),
         seed=seed,
         targets=Targets(false_reject_rate=false_reject_rate, confidence=confidence),
     )

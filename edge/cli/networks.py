@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from edge.errors import MasklineError
 
@@ -36,6 +36,13 @@ def fit(
         int | None, typer.Option(min=0, help="More steps repaint better; default: the engine's, minutes.")
     ] = None,
     resize: Annotated[str, typer.Option(help="The recipe's tiling.resize: a factor, or 'tile'.")] = "1",
+    seed: Annotated[int, typer.Option(min=0, help="Of fresh weights and the crops.")] = 0,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="As objective=3; repeatable; `maskline engines ENGINE` lists them."
+        ),
+    ] = None,
 ) -> None:
     """Fit a network to images of good parts (extra `train`); leaves the loss curve and samples as pictures."""
     try:
@@ -43,17 +50,22 @@ def fit(
         from engines.fit import from_bundle, from_scratch
     except ImportError as error:
         raise MasklineError(f"fit needs {error.name}: pip install 'maskline[train]'") from error
-    from engines.registry import ENGINES
-
+    said = settings or []
     if bundle and weights:
         raise MasklineError(f"--bundle {bundle} and --weights {weights}: fitting starts from one of them; name one")
     if bundle is None:
-        start = from_scratch(engine, size=size, tile_px=tile_px, channels=3 if colour else 1, weights=weights)
+        start = from_scratch(
+            engine,
+            size=size,
+            tile_px=tile_px,
+            channels=3 if colour else 1,
+            seed=seed,
+            weights=weights,
+            settings=said,
+        )
     else:
-        start = from_bundle(bundle)
-    kind = ENGINES[start.manifest.architecture.kind]
-    fitting = kind.tuning if weights and kind.tuning else kind.fitting
-    fitting = fitting if steps is None else replace(fitting, steps=steps)
+        start = from_bundle(bundle, said)
+    fitting = start.fitting.model_copy(update={"seed": seed} | ({} if steps is None else {"steps": steps}))
     made = fit_network(good, start, out, fitting, scale=_scale(resize))
     console = Console(soft_wrap=True)
     if getattr(made.manifest.architecture, "features", "") == "none":
@@ -71,6 +83,10 @@ def _scale(said: str) -> Scale:
 
 
 def engines(
+    engine: Annotated[
+        str | None, typer.Argument(help="One of them: list what can be set of it, with `--set` of `fit` and `compare`.")
+    ] = None,
+    size: Annotated[str | None, typer.Option(help="Whose settings; default: the engine's first.")] = None,
     measure: Annotated[
         bool, typer.Option("--measure", help="Time them here, with fresh weights (extra `train`); minutes.")
     ] = False,
@@ -81,7 +97,12 @@ def engines(
         Path | None, typer.Option("--json", help="Also write the figures here, as one flat object.")
     ] = None,
 ) -> None:
-    """List the engines and their sizes: licence, parameters, work per tile under each plan."""
+    """List the engines and their sizes: licence, parameters, work per tile by plan; or what can be set of one."""
+    if engine is not None or size is not None:
+        if engine is None or measure or paper or json_path:
+            raise MasklineError("engines: settings are of one ENGINE, and measured is the list of all: ask one by one")
+        Console(soft_wrap=True).print(_settings_table(engine, size))
+        return
     from edge.bench import machine, write_json
     from engines import listing, roofline
 
@@ -97,8 +118,23 @@ def engines(
     console.print(_engine_table(rows, measure))
     for line in listing.remarks(rows):
         console.print(line, highlight=False)
+    console.print("what can be set of one: maskline engines ENGINE", highlight=False)
     if json_path:
         write_json(json_path, listing.figures(rows))
+
+
+def _settings_table(engine: str, size: str | None) -> Table:
+    from engines.registry import ENGINES
+    from engines.settings import default_settings, listed
+
+    rows = listed(default_settings(engine, size))
+    size = size or next(iter(ENGINES[engine].sizes))
+    name = Column("setting", no_wrap=True)  # to be copied
+    table = Table(name, "default", "can be", "what it is", title=f"{engine}, size {size}")
+    for row in rows:
+        value = ",".join(map(str, row.value)) if isinstance(row.value, tuple) else json.dumps(row.value).strip('"')
+        table.add_row(row.name, value, row.allowed, row.meaning)
+    return table
 
 
 def _engine_table(rows: list[Row], measured: bool) -> Table:

@@ -24,14 +24,16 @@ class AnovitArchitecture(WholeTile):
 
     kind: Literal["anovit"] = "anovit"
     tile_px: int = Field(default=384, ge=16, le=4096)
-    patch_px: int = Field(default=16, ge=2, le=64)
+    patch_px: int = Field(default=16, ge=2, le=64, description="side of a patch")
     channels: Literal[1, 3] = 1
-    width: int = Field(default=768, ge=8, le=4096)
-    depth: int = Field(default=12, ge=1, le=64)
-    heads: int = Field(default=8, ge=1, le=64)
-    mlp_ratio: float = Field(default=4.0, gt=0, le=16)
-    norm_eps: float = Field(default=1e-6, gt=0)
-    decoder_widths: tuple[_Width, _Width, _Width, _Width, _Width] = (256, 128, 64, 32, 16)
+    width: int = Field(default=768, ge=8, le=4096, description="of a token")
+    depth: int = Field(default=12, ge=1, le=64, description="blocks of the encoder")
+    heads: int = Field(default=8, ge=1, le=64, description="of a block; with --weights as those were published")
+    mlp_ratio: float = Field(default=4.0, gt=0, le=16, description="width of a block's perceptron, of a token's")
+    norm_eps: float = Field(default=1e-6, gt=0, description="of the layer norms; with --weights as those have it")
+    decoder_widths: tuple[_Width, _Width, _Width, _Width, _Width] = Field(
+        default=(256, 128, 64, 32, 16), description="filters of the transposed convolutions"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> AnovitArchitecture:

@@ -29,30 +29,38 @@ class MaeArchitecture(BaseModel):
     deviation (He et al., section 3, "Reconstruction target"). Both are guessed from the visible patches then.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     kind: Literal["mae"] = "mae"
     tile_px: int = Field(default=224, ge=8, le=4096)
-    patch_px: int = Field(default=14, ge=2, le=64)
+    patch_px: int = Field(default=14, ge=2, le=64, description="side of a patch")
     block: int = Field(default=2, ge=1, le=8, description="hidden blocks are block x block tokens")
     context: int | None = Field(default=None, ge=1, le=64, description="plan x1 shows what is so near to a block")
     channels: Literal[1, 3] = 1
-    width: int = Field(default=192, ge=8, le=4096)
-    depth: int = Field(default=4, ge=1, le=64)
-    heads: int = Field(default=6, ge=1, le=64)
-    mlp_ratio: float = Field(default=4.0, gt=0, le=16)
-    class_token: bool = False
-    decoder: Literal["self", "cross"] = "cross"
-    decoder_width: int = Field(default=192, ge=8, le=4096)
-    decoder_depth: int = Field(default=2, ge=1, le=64)
-    decoder_heads: int = Field(default=6, ge=1, le=64)
-    decoder_mlp_ratio: float = Field(default=4.0, gt=0, le=16)
-    positions: Literal["sine", "offset"] = "offset"
-    normalise: Literal["fixed", "visible"] = "visible"
-    mean: float | tuple[float, float, float] = 0.5
-    std: _Positive | tuple[_Positive, _Positive, _Positive] = 0.25
-    target: Literal["pixels", "normalised"] = "pixels"
-    norm_eps: float = Field(default=1e-6, gt=0)
+    width: int = Field(default=192, ge=8, le=4096, description="of a token")
+    depth: int = Field(default=4, ge=1, le=64, description="blocks of the encoder")
+    heads: int = Field(default=6, ge=1, le=64, description="of a block of the encoder")
+    mlp_ratio: float = Field(default=4.0, gt=0, le=16, description="width of a block's perceptron, of a token's")
+    class_token: bool = Field(default=False, description="one more token, which has no place")
+    decoder: Literal["self", "cross"] = Field(
+        default="cross", description="all tokens attend to each other, or hidden ones to visible ones alone"
+    )
+    decoder_width: int = Field(default=192, ge=8, le=4096, description="of a token in the decoder")
+    decoder_depth: int = Field(default=2, ge=1, le=64, description="blocks of the decoder")
+    decoder_heads: int = Field(default=6, ge=1, le=64, description="of a block of the decoder")
+    decoder_mlp_ratio: float = Field(default=4.0, gt=0, le=16, description="as mlp_ratio, in the decoder")
+    positions: Literal["sine", "offset"] = Field(
+        default="offset", description="added to the tokens, or to queries and keys of every block"
+    )
+    normalise: Literal["fixed", "visible"] = Field(
+        default="visible", description="by mean and std, or by the visible pixels' own"
+    )
+    mean: float | tuple[float, float, float] = Field(default=0.5, description="one, or one per channel")
+    std: _Positive | tuple[_Positive, _Positive, _Positive] = Field(default=0.25, description="as mean")
+    target: Literal["pixels", "normalised"] = Field(
+        default="pixels", description="normalised: each patch less its own mean and over its own deviation"
+    )
+    norm_eps: float = Field(default=1e-6, gt=0, description="of the layer norms")
 
     @model_validator(mode="after")
     def _fits(self) -> MaeArchitecture:

@@ -16,27 +16,30 @@ class MalaArchitecture(WholeTile):
     """A masked autoencoder whose tokens a second stage turns into a map of anomalies (Chen et al., 2023).
 
     The first fields are those of the masked autoencoder, and mean what they mean in `MaeArchitecture`; its decoder is
-    He et al.'s. normalise: "fixed" takes the mean and deviation of ImageNet's grey levels off. balance_width: of the
-    tokens once they are balanced. pool_px: side of the square over which the map is averaged before its maximum is the
-    score; odd.
+    He et al.'s. normalise: "fixed" takes the mean and deviation of ImageNet's grey levels off. The map is averaged over
+    squares of `pool_px` before its maximum is the score.
     """
 
     kind: Literal["mala"] = "mala"
     tile_px: int = Field(default=224, ge=16, le=4096)
-    patch_px: int = Field(default=16, ge=2, le=64)
+    patch_px: int = Field(default=16, ge=2, le=64, description="side of a patch")
     channels: Literal[1, 3] = 1
-    width: int = Field(default=768, ge=8, le=4096)
-    depth: int = Field(default=12, ge=1, le=64)
-    heads: int = Field(default=12, ge=1, le=64)
-    mlp_ratio: float = Field(default=4.0, gt=0, le=16)
-    decoder_width: int = Field(default=512, ge=8, le=4096)
-    decoder_depth: int = Field(default=8, ge=1, le=64)
-    decoder_heads: int = Field(default=16, ge=1, le=64)
-    decoder_mlp_ratio: float = Field(default=4.0, gt=0, le=16)
-    positions: Literal["sine", "offset"] = "sine"
-    normalise: Literal["fixed", "visible"] = "fixed"
-    balance_width: int = Field(default=512, ge=8, le=4096)
-    pool_px: int = Field(default=21, ge=1, le=255)
+    width: int = Field(default=768, ge=8, le=4096, description="of a token")
+    depth: int = Field(default=12, ge=1, le=64, description="blocks of the encoder")
+    heads: int = Field(default=12, ge=1, le=64, description="of a block of the encoder")
+    mlp_ratio: float = Field(default=4.0, gt=0, le=16, description="width of a block's perceptron, of a token's")
+    decoder_width: int = Field(default=512, ge=8, le=4096, description="of a token in the decoder")
+    decoder_depth: int = Field(default=8, ge=1, le=64, description="blocks of the decoder")
+    decoder_heads: int = Field(default=16, ge=1, le=64, description="of a block of the decoder")
+    decoder_mlp_ratio: float = Field(default=4.0, gt=0, le=16, description="as mlp_ratio, in the decoder")
+    positions: Literal["sine", "offset"] = Field(
+        default="sine", description="added to the tokens, or to queries and keys of every block"
+    )
+    normalise: Literal["fixed", "visible"] = Field(
+        default="fixed", description="by ImageNet's grey levels, or by the tile's own visible pixels"
+    )
+    balance_width: int = Field(default=512, ge=8, le=4096, description="of the tokens once they are balanced")
+    pool_px: int = Field(default=21, ge=1, le=255, description="side over which the map is averaged; odd")
 
     @model_validator(mode="after")
     def _fits(self) -> MalaArchitecture:

@@ -25,10 +25,15 @@ class MetalArchitecture(WholeTile):
     tile_px: int = Field(default=128, ge=16, le=4096)
     channels: Literal[1, 3] = 1
     patch_px: int = Field(default=16, ge=2, le=256, description="side of a square, and the other side of a stripe")
-    stripes: Literal["rows", "columns", "none"] = "rows"
-    attention: Literal["strict", "literal"] = "strict"
+    stripes: Literal["rows", "columns", "none"] = Field(
+        default="rows", description="as wide as the tile, as high, or squares alone"
+    )
+    attention: Literal["strict", "literal"] = Field(
+        default="strict",
+        description="nothing of a patch reaches its own reconstruction, or the paper's wording: the masked diagonal",
+    )
     width: int = Field(default=128, ge=4, le=4096, description="of the embedding of a square, and of a segment")
-    heads: int = Field(default=4, ge=1, le=64)
+    heads: int = Field(default=4, ge=1, le=64, description="of a block")
     depth: int = Field(default=2, ge=1, le=16, description="transformer blocks")
     mlp_ratio: float = Field(default=4.0, gt=0, le=16, description="of the blocks and of the decoder")
 

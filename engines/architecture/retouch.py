@@ -25,13 +25,17 @@ class RetouchArchitecture(BaseModel):
     is looked at, together.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     kind: Literal["retouch"] = "retouch"
     channels: Literal[1, 3] = 1
     pixels: MaeArchitecture = TEXTURE_S
-    features: Literal["none", "lite0"] = "lite0"
-    sigmas_px: tuple[float, ...] = Field(default=(1.5, 3.0, 6.0), min_length=1, max_length=8)
+    features: Literal["none", "lite0"] = Field(
+        default="lite0", description="what is repainted beside the pixels; lite0 needs the extra `features`"
+    )
+    sigmas_px: tuple[float, ...] = Field(
+        default=(1.5, 3.0, 6.0), min_length=1, max_length=8, description="Gaussians that the error is looked at under"
+    )
     context: int = Field(default=8, ge=1, le=64, description="numbers that say what kind of surface a tile shows")
 
     @model_validator(mode="after")

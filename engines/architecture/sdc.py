@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from engines.corruption import Corruption
+
 __all__ = ["SDC_EDGE", "SDC_PAPER", "SdcArchitecture"]
 
 SMALLEST_CROP_PX = 32
@@ -22,23 +24,31 @@ class SdcArchitecture(BaseModel):
     normalise: "none" as in the paper; "local" takes mean and contrast of a window of about `window_px` off before the
     network and puts them back behind it, so that lighting and contrast do not matter. What is larger than the window
     is then taken for lighting.
+    objective, corrupted_weight, corruption: what fitting minimises, and on which tiles (see `engines.sdc`).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     kind: Literal["sdc"] = "sdc"
     tile_px: int = Field(default=256, ge=16, le=4096)
     channels: Literal[1, 3] = 1
-    width: int = Field(default=64, ge=2, le=1024)
-    levels: int = Field(default=3, ge=1, le=5)
-    encoder_convolutions: int = Field(default=2, ge=1, le=4)
-    decoder_convolutions: int = Field(default=2, ge=0, le=4)
-    dilations: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    width: int = Field(default=64, ge=2, le=1024, description="filters of the first level; each has twice as many")
+    levels: int = Field(default=3, ge=1, le=5, description="each halves the picture on the way in")
+    encoder_convolutions: int = Field(default=2, ge=1, le=4, description="per level on the way in")
+    decoder_convolutions: int = Field(default=2, ge=0, le=4, description="per level on the way out")
+    dilations: tuple[int, ...] = Field(default=(1, 2, 4, 8, 16, 32), description="rates of a stack")
     branch_width: int = Field(default=64, ge=1, le=1024, description="filters per dilation rate")
-    stacks: int = Field(default=4, ge=1, le=16)
-    mix_px: Literal[0, 1, 3] = 3
-    normalise: Literal["none", "local"] = "none"
+    stacks: int = Field(default=4, ge=1, le=16, description="of dilated convolutions, one after the other")
+    mix_px: Literal[0, 1, 3] = Field(default=3, description="side of the convolution after each stack; 0: none")
+    normalise: Literal["none", "local"] = Field(
+        default="none", description="local: neither lighting nor contrast of a tile matter"
+    )
     window_px: int = Field(default=64, ge=16, le=1024, description="of the local mean and contrast")
+    objective: Literal[1, 3] = Field(default=1, description="1: squared differences; 3: 1 - SSIM")
+    corrupted_weight: float = Field(
+        default=0.5, gt=0, lt=1, description="of the corrupted part in the objective, against the rest"
+    )
+    corruption: Corruption = Corruption()
 
     @model_validator(mode="after")
     def _fits(self) -> SdcArchitecture:

@@ -12,7 +12,7 @@ __all__ = ["WholeTile"]
 class WholeTile(BaseModel):
     """A tile cut into square patches; the fields get their defaults and bounds where they are used."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     tile_px: int
     patch_px: int

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +16,7 @@ from calib.details import load_details, save_details
 from calib.kept_fits import FitChoice
 from calib.leaderboard import by_defect, flat, leaderboard
 from edge.errors import CalibrationError, MasklineError
+from tests.command import maskline
 
 
 def test_good_images_are_split_once_and_for_all() -> None:
@@ -129,16 +127,6 @@ def test_a_leaderboard_is_ranked_and_means_are_over_categories(tmp_path: Path, m
     kinds = list(by_defect(results).columns[2].cells)
     assert "spot_tiny (apart)" in kinds
     assert kinds.count("all, tiny ones too") == 3
-
-
-def maskline(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "edge.cli", *map(str, arguments)],
-        env=os.environ | {"COLUMNS": "200"},
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
 
 
 def test_compare_and_bootstrap_from_the_command_line(tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ def test_a_curve_can_be_drawn_of_anything() -> None:
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ({"engine": "yolo"}, "--engine 'yolo': there is no such engine; there are: .*sdc"),
+        ({"engine": "yolo"}, "engine 'yolo': there is no such engine; there are: .*sdc"),
         ({"engine": "mae", "size": "huge"}, "--size 'huge': engine 'mae' has the sizes edge"),
         ({"engine": "mae", "tile_px": 225}, "tile_px 225 is no multiple of patch_px 14"),
     ],

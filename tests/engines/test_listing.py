@@ -55,6 +55,7 @@ def test_a_network_that_cannot_be_counted_without_torch_is_counted_with_it(monke
 def test_what_takes_seconds_is_timed_and_the_rest_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines.listing, "ENGINES", {"mae": kind(edge=TINY), "sdc": kind(edge=SDC_EDGE, huge=VIT_H)})
     monkeypatch.setattr("engines.fit.ENGINES", engines.listing.ENGINES)
+    monkeypatch.setattr("engines.settings.ENGINES", engines.listing.ENGINES)
     rows = [row for row in counted() if (row.engine, row.size) != ("sdc", "edge")]
     found = measured(rows)
     assert len(found) == len(rows)
@@ -75,7 +76,8 @@ def test_an_engine_that_learns_what_is_usual_from_good_parts_is_timed_without_th
     pixels = RETOUCH.pixels.model_copy(update={"tile_px": 112})  # weights of texture-s have no size of tiles
     small = replace(ENGINES["retouch"], sizes={"edge": RETOUCH.model_copy(update={"pixels": pixels})})
     monkeypatch.setattr(engines.listing, "ENGINES", {"retouch": small})
-    monkeypatch.setattr("engines.fit.ENGINES", engines.listing.ENGINES)
+    monkeypatch.setattr("engines.fit.ENGINES", {**ENGINES, "retouch": small})
+    monkeypatch.setattr("engines.settings.ENGINES", engines.listing.ENGINES)
     (found,) = measured([row for row in counted() if row.plan == "x32"])
     assert not found.note
     assert found.ms is not None

@@ -211,6 +211,9 @@ def test_weights_that_lie_beside_the_graph_are_built_in(
     calibration = noise(bundle.manifest.architecture, 2)
     assert build_for(api, cache, bundle, key, calibration).manifest.engine_bytes > 100_000
     monkeypatch.setattr("engines.graphs.LARGEST_BYTES", 10_000)
+    if precision == "f32":  # no weight is another than the bundle's, and they need not fit into the graph
+        build_for(api, cache, bundle, key)
+        return
     with pytest.raises(EngineError, match=rf"large: {precision} of plan x4: its weights take 0\.\d+ GB, .* 2 GiB"):
         build_for(api, cache, bundle, key, calibration)
 

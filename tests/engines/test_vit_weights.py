@@ -239,7 +239,8 @@ def test_what_is_no_file_of_weights_is_refused_in_words(tmp_path: Path) -> None:
 def tiny_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = ENGINES["anovit"]
     tiny = EngineKind(plain.paper, {"tiny": TINY}, plain.error_map, plain.score, plain.fitting, tuning=plain.tuning)
-    monkeypatch.setattr(fitting, "ENGINES", dict(ENGINES) | {"anovit": tiny})
+    for module in ("engines.fit", "engines.settings"):
+        monkeypatch.setattr(f"{module}.ENGINES", dict(ENGINES) | {"anovit": tiny})
 
 
 @pytest.mark.usefixtures("tiny_engine")

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,13 +25,14 @@ from engines.precision import observe_ranges, typed_graph
 __all__ = ["build_engine", "build_for", "what_fails"]
 
 
-def build_engine(api: Api, graph: bytes, target: str | None = None) -> bytes:
+def build_engine(api: Api, graph: bytes, target: str | None = None, beside: Path | None = None) -> bytes:
     """Compiles a typed ONNX graph (`engines.precision.typed_graph`) and returns the serialised engine.
 
-    target: a GPU by its compute capability, "sm86"; None: the one in this machine. Precision stands in the graph, so
-    the one flag that is touched is TF32, which would quietly round what the graph says is float32. Equal graphs give
-    equal bytes with `tensorrt_rtx`; `tensorrt` times its kernels while it builds and may choose others the next time.
-    Raises EngineError with TensorRT's own words.
+    target: a GPU by its compute capability, "sm86"; None: the one in this machine. beside: the bundle's graph, beside
+    which the weights lie, where they are not inside. Precision stands in the graph, so the one flag that is touched is
+    TF32, which would quietly round what the graph says is float32. Equal graphs give equal bytes with `tensorrt_rtx`;
+    `tensorrt` times its kernels while it builds and may choose others the next time. Raises EngineError with TensorRT's
+    own words.
     """
     trt = api.trt
     api.said()
@@ -38,7 +40,7 @@ def build_engine(api: Api, graph: bytes, target: str | None = None) -> bytes:
     typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # the only kind there is one day
     network = builder.create_network(0 if typed is None else 1 << int(typed))
     parser = trt.OnnxParser(network, api.log)
-    if not parser.parse(graph):
+    if not (parser.parse(graph, str(beside)) if beside else parser.parse(graph)):
         errors = [parser.get_error(i).desc() for i in range(parser.num_errors)]
         raise EngineError(f"{api.name} cannot read the graph: {'; '.join(errors) or api.said()}")
     config = builder.create_builder_config()
@@ -91,8 +93,9 @@ def build_for(
         if key.precision == "int8" and ranges is None:
             none = np.empty((0, *key.tiles[1:]), np.uint8)
             ranges = observe_ranges(graph, constants, none if calibration is None else calibration)
-        typed = typed_graph(graph, constants, key.tiles[0], key.precision, ranges)
-    engine = build_engine(api, typed, key.target if api.rtx else None)
+        beside = graph if isinstance(graph, Path) and key.precision == "f32" else None
+        typed = typed_graph(graph, constants, key.tiles[0], key.precision, ranges, in_place=beside is not None)
+    engine = build_engine(api, typed, key.target if api.rtx else None, beside)
     manifest = EngineManifest(
         key=key,
         bundle=bundle.manifest.name,
