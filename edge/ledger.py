@@ -123,6 +123,7 @@ class Ledger:
         self._deadline_ns = recipe.deadline.deadline_ms * 1_000_000
         self._view_timeout_ns = recipe.deadline.view_timeout_ms * 1_000_000
         self._ways = _ways(recipe)
+        self._with_ids = {s.name for s in recipe.stations if s.part_ids}
         self.astray = dict.fromkeys(astray, "one that an earlier gate saw")
         """The stations of which nobody knows which parts they show, until the line is started again; and since when."""
         self._open: dict[tuple[str, int], Part] = {}
@@ -211,6 +212,8 @@ class Ledger:
             return
         part = self._open.setdefault((lane, trigger.number), Part(lane, trigger.number, self._views[lane]))
         part.triggers[trigger.station] = trigger
+        if trigger.part_id is None and trigger.station in self._with_ids:
+            self.counters["triggers_without_part_id"] += 1
         if trigger.missed:
             self.counters["missed_triggers"] += 1
             part.results[trigger.station] = _unanswered(trigger.station, part, Reason.MISSED_FRAME)

@@ -16,7 +16,7 @@ from edge.actuators.settings import Actuator, MatchById, MatchByWeb
 from edge.place.settings import Locate, Validity
 from edge.recorder.settings import RecordingSettings
 from edge.section import Name, Region, Section, beyond_loopback, sha256_of
-from edge.station import Behind, Frame, Mode, Source, Station, Tiling, scoring_sha256
+from edge.station import Behind, Frame, Mode, PartIds, Source, Station, Tiling, scoring_sha256
 from edge.webs.settings import Web
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "LineOk",
     "Locate",
     "Mode",
+    "PartIds",
     "Recipe",
     "Region",
     "Section",
@@ -172,6 +173,11 @@ class Recipe(Section):
             cameras = [s for s in (first, *others) if s.source.is_camera]
             counted = all(s.source.triggers == "independent" for s in cameras)
             for station in others:
+                if station.part_ids:
+                    raise ValueError(
+                        f"station {station.name}: part_ids belong to {first.name}, the first station of lane {lane}: "
+                        "a part has one id"
+                    )
                 if station.behind is None and len(cameras) > 1 and not counted:
                     raise ValueError(
                         f"station {station.name}: a part that one camera of lane {lane} does not take would shift all "
@@ -217,11 +223,12 @@ class Recipe(Section):
         for actuator in self.actuators:
             if actuator.lane not in self.lanes:
                 raise ValueError(f"actuator {actuator.name}: no lane {actuator.lane!r}; there are {self.lanes}")
-            camera = next((s for s in self.stations if s.lane == actuator.lane and s.source.is_camera), None)
-            if isinstance(actuator.match, MatchById) and camera:
+            first = self.station(self.lane_views(actuator.lane)[0])
+            if isinstance(actuator.match, MatchById) and first.source.is_camera and first.part_ids is None:
                 raise ValueError(
                     f'actuator {actuator.name}: match.by = "id" needs an id from the PLC at the trigger of the camera, '
-                    f"and station {camera.name} ({camera.source.kind}) gets none: a time, and maybe a count"
+                    f"and station {first.name} ({first.source.kind}) gets none: add [stations.part_ids] with the "
+                    "register that holds it (docs/cameras.md; genicam and gentl)"
                 )
             webs = [s.web for s in self.stations if s.lane == actuator.lane]
             if isinstance(actuator.match, MatchByWeb) and not all(w and (w.mm_per_count or 0) > 0 for w in webs):

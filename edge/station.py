@@ -10,12 +10,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from edge.actuators.driver_settings import Host, Port
 from edge.place.settings import Locate, Validity, locate_sha256
 from edge.section import Name, Region, Section, sha256_of
 from edge.sources.camera_settings import CAMERA_KINDS, CameraSettings
 from edge.webs.settings import Web
 
-__all__ = ["Behind", "Frame", "Mode", "Source", "Station", "Tiling", "scoring_sha256"]
+__all__ = ["Behind", "Frame", "Mode", "PartIds", "Source", "Station", "Tiling", "scoring_sha256"]
 
 _VIDEO_URL = re.compile(r"(rtsp|http)s?://[^/]")
 
@@ -146,6 +147,28 @@ class Behind(Section):
         return self
 
 
+class PartIds(Section):
+    """Where a PLC says which part the camera is triggered for: a holding register, read over Modbus TCP.
+
+    Modbus knows no passwords: whoever is in that network can say which part it is. Keep it on a network of its own.
+    """
+
+    host: Host  # of the PLC
+    port: Port = 502
+    unit: int = Field(default=1, ge=0, le=247)
+    address: int = Field(ge=0, le=65535)  # of the register
+    timeout_ms: int = Field(default=20, ge=2, le=10_000)  # so long after its trigger an id stays, and is waited for
+    cycle_ms: int = Field(default=10, ge=1, le=1_000)  # between two readings
+
+    @model_validator(mode="after")
+    def _reads_in_time(self) -> PartIds:
+        if self.cycle_ms >= self.timeout_ms:
+            raise ValueError(
+                f"cycle_ms = {self.cycle_ms}: an id stays for timeout_ms = {self.timeout_ms}, and is read in that time"
+            )
+        return self
+
+
 class Station(Section):
     """One camera position."""
 
@@ -153,6 +176,7 @@ class Station(Section):
     lane: Name = ""  # stations with the same lane see views of the same parts; default: the station's own name
     behind: Behind | None = None  # not at the lane's first station; lanes of several cameras need it
     source: Source
+    part_ids: PartIds | None = None  # absent: parts have no ids from a PLC. Of the lane's first station
     frame: Frame
     tiling: Tiling = Tiling()
     bundle: str  # the name of a bundle that ships, or a path
@@ -170,6 +194,15 @@ class Station(Section):
         if isinstance(data, dict) and not data.get("lane") and "name" in data:
             data = {**data, "lane": data["name"]}
         return data
+
+    @model_validator(mode="after")
+    def _ids_are_of_triggers(self) -> Station:
+        if self.part_ids and self.source.kind not in ("genicam", "gentl", "recording"):  # a recording brings its own
+            raise ValueError(
+                f'part_ids with source.kind = "{self.source.kind}": they are for cameras that a PLC triggers, genicam '
+                "and gentl; take the section out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _region_inside(self) -> Station:
@@ -207,6 +240,12 @@ class Station(Section):
         return self.scale_mm_per_px, self.web.mm_per_line if self.web else self.scale_mm_per_px
 
     @property
+    def adds_up(self) -> bool:
+        """Whether areas, where they are the score, are added up from frame to frame: on a web whose frames have rows of
+        the one before, which say that they follow it, and where the recipe says how small a defect counts."""
+        return bool(self.web and self.web.overlap_px and self.smallest_defect_mm2)
+
+    @property
     def window(self) -> Frame:
         """What is inspected at once: the frame, and on a web the rows of the one before above it."""
         if self.web is None:
@@ -231,5 +270,6 @@ def scoring_sha256(station: Station) -> str:
 
 
 def _smallest_defect(station: Station) -> dict[str, object]:
-    # "areas": thresholds from before they were joined across tiles are for the largest area within one
-    return {"mm2": station.smallest_defect_mm2, "mm_per_px": station.mm_per_px, "areas": "joined"}
+    # "areas": thresholds from before they were joined across tiles are for the largest area within one, and so on
+    areas = "added up" if station.adds_up else "joined"
+    return {"mm2": station.smallest_defect_mm2, "mm_per_px": station.mm_per_px, "areas": areas}

@@ -26,6 +26,9 @@ MAX_ID16 = 0xFFFF
 class DriverError(MasklineError):
     """The hardware, or the way to it, does not do what is asked; the actuator goes to its safe state."""
 
+    edges: tuple[Edge, ...] = ()
+    """From `poll`: what came meanwhile from other drivers of the same actuator."""
+
 
 class Input(str, Enum):
     """What the machine tells the actuator."""

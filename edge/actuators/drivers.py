@@ -61,8 +61,17 @@ class Drivers:
         self._failing: set[int] = set()
 
     def poll(self, timeout_ms: int) -> list[Edge]:
-        """The inputs of all, those of the one that acts awaited."""
-        edges = self._main.poll(timeout_ms)
+        """The inputs of all, those of the one that acts awaited. Where that one fails, the error has the others'."""
+        try:
+            edges = self._main.poll(timeout_ms)
+        except DriverError as error:
+            error.edges = tuple(self._poll_others())
+            raise
+        return edges + self._poll_others()
+
+    def _poll_others(self) -> list[Edge]:
+        """They live by it: a PLC that is told sees our heartbeat."""
+        edges: list[Edge] = []
         for i, other in enumerate(self._others):
             try:
                 edges += other.poll(0)

@@ -120,6 +120,7 @@ class Loop:
         self.unable = self._why_unable(now.ns)
         if self._commissioning:
             self.interlocks.inhibited(now.ns)
+        self._report()  # first: a PLC reads in it whether it may act upon the results
         for part in self.in_flight.advance(now, self.unable):
             decided = _not_ejected(part) if self._commissioning else part
             raised += self.interlocks.decided(decided, now.ns)
@@ -149,7 +150,7 @@ class Loop:
             return self._driver.poll(wait_ms)
         except DriverError as error:
             self._fail(error)
-            return []
+            return list(error.edges)
 
     def _listen(self) -> None:
         for _ in range(EVENTS_AT_ONCE):
@@ -253,12 +254,7 @@ class Loop:
 
     def _keep(self, now_ns: int) -> None:
         """What may wait until the outputs are set: reports, requests, the disk."""
-        gate = self._beat.state if self._beat else None
-        fault = self._latch.first or (Fault.DRIVER if self._trouble else Fault.NONE)
-        fault = fault or {"silence": Fault.SILENCE, "clock": Fault.CLOCK}.get(self.unable, Fault.NONE)
-        status = Status(gate, fault, bool(self._commissioning), self._recipe_numbers.get(self._recipe, 0))
-        if status != self._reported and self._try(lambda: self._driver.report(status)):
-            self._reported = status
+        self._report()
         if self._latch.unsaved and now_ns >= self._save_ns:
             self._latch.save()
             self._save_ns = now_ns + SAVE_AGAIN_NS if self._latch.unsaved else 0
@@ -269,7 +265,7 @@ class Loop:
             self._obey(request, now_ns)
         self._panel.show(
             name=self._actuator.name,
-            gate=gate.value if gate else None,
+            gate=self._beat.state.value if self._beat else None,
             unable=self.unable,
             trouble=self._trouble,
             faults=[{"fault": f.fault.name.lower(), "detail": f.detail} for f in self._latch.faults],
@@ -278,10 +274,21 @@ class Loop:
             counters=dict(self.in_flight.counters + self.interlocks.counters),
         )
 
+    def _report(self) -> None:
+        """Tell the driver what has changed of gate, fault, commissioning and recipe."""
+        gate = self._beat.state if self._beat else None
+        fault = self._latch.first or (Fault.DRIVER if self._trouble else Fault.NONE)
+        fault = fault or {"silence": Fault.SILENCE, "clock": Fault.CLOCK}.get(self.unable, Fault.NONE)
+        status = Status(gate, fault, bool(self._commissioning), self._recipe_numbers.get(self._recipe, 0))
+        if status != self._reported and self._try(lambda: self._driver.report(status)):
+            self._reported = status
+
     def _obey(self, request: Request, now_ns: int) -> None:
         if request.wish == "reset":
             said, refused = self._reset(request.who, request.why, now_ns)
             self._panel.answer(request, said, refused)
+        elif not self._actuator.has_ejector:
+            self._panel.answer(request, "the PLC has the ejector, and fires it itself: there is none of ours", True)
         elif not self._commissioning:
             self._panel.answer(request, "a test fire needs commissioning mode: in production parts are there", True)
         elif self._actuator.at_rest == "reject" and self.in_flight.parts:

@@ -17,8 +17,8 @@ import structlog
 from edge.actuators.driver import DriverError, Edge, PartOutcome, Status
 from edge.actuators.driver_settings import ModbusDriver
 from edge.actuators.handshake import Handshake
-from edge.actuators.loop_thread import LoopThread
 from edge.actuators.modbus_map import CONTROL_WORDS, RESULT, STATUS_WORDS, StatusWord
+from edge.loop_thread import LoopThread
 from edge.messages import Verdict
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ __all__ = ["Modbus"]
 
 MAX_EDGES = 4096
 RECONNECT_MAX_S = 2.0
+LAST_IMAGE_S = 0.5
+"""So long a close waits for the PLC to take the outputs as they were set last."""
 _REGISTER_FUNCTIONS = frozenset({3, 4, 6, 16, 22, 23})
 _log = structlog.get_logger()
 
@@ -114,8 +116,8 @@ class Modbus:
             self._thread.wake()
 
     def close(self) -> None:
-        """Close all connections."""
-        self._thread.close()
+        """Close all connections. As a client, write first what was set last: the PLC would keep what it was before."""
+        self._thread.close(LAST_IMAGE_S)
 
     @property
     def _address(self) -> str:
@@ -239,7 +241,8 @@ class Modbus:
             stood = await self._read(client, place, STATUS_WORDS)
             with self._ready:
                 self._handshake.resume(stood)
-        while not thread.stopping:
+        while True:
+            stopping = thread.stopping  # whatever was set before that is in this image
             self._written(0, await self._read(client, self._settings.control_address, CONTROL_WORDS))
             image = self._image()
             if image[RESULT] != result:
@@ -247,6 +250,8 @@ class Modbus:
                 await self._write(client, place + StatusWord.RESULT_HEAD, result)
             await self._write(client, place, image[: StatusWord.RESULT_HEAD])
             self._seen(image)
+            if stopping:
+                return
             await thread.woken(self._settings.cycle_ms / 1000)
 
     async def _read(self, client: AsyncModbusTcpClient, address: int, count: int) -> list[int]:

@@ -23,7 +23,7 @@ import structlog
 
 from edge.actuators.driver import DriverError, Edge, PartOutcome, Status
 from edge.actuators.driver_settings import MqttDriver
-from edge.actuators.loop_thread import LoopThread
+from edge.loop_thread import LoopThread
 from edge.messages import Verdict
 
 if TYPE_CHECKING:

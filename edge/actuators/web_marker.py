@@ -18,8 +18,7 @@ from edge.actuators.driver import PartOutcome
 from edge.actuators.in_flight import Decided, InFlight, Now
 from edge.actuators.settings import Actuator, MatchByWeb
 from edge.messages import Verdict, View
-from edge.scores import MAX_BOXES
-from edge.tiling import Box
+from edge.place.geometry import MAX_BOXES, Box
 from edge.verdict import Decision, Reason
 from edge.webs.geometry import WebGeometry, on_web
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Box", "Place", "boxes_to_region", "enclosing", "flat", "move", "transformed", "warp"]
+__all__ = ["MAX_BOXES", "Box", "Place", "boxes_to_region", "enclosing", "flat", "move", "transformed", "warp"]
 
 Array = NDArray[Any]
 
+MAX_BOXES = 32
+"""At most so many boxes are reported per map or view, the largest ones: a covered lens has thousands."""
 _REACH_PX = 2
 """What bilinear interpolation sees beyond its place, and one."""
 
@@ -76,6 +77,8 @@ def warp(frame: Array, region: Box, place: Place, out: Array) -> Array:
     One bilinear interpolation, whatever the shift, the angle and the enlargement. `out` is the region's size or larger:
     shrinking belongs behind it, where areas are averaged (`resize`). A part in its place comes out as it is.
     """
+    import cv2  # actuators know boxes, and no pixels
+
     height, width = out.shape[:2]
     corners = place.moved(region)
     low = np.maximum(np.floor(corners.min(axis=0)).astype(int) - _REACH_PX, 0)
@@ -97,6 +100,8 @@ def warp(frame: Array, region: Box, place: Place, out: Array) -> Array:
 
 def move(picture: Array, region: Box, place: Place) -> Array:
     """What is drawn on a part in its place, [H, W] of the frame, as it lies when the part has moved; 0 elsewhere."""
+    import cv2
+
     matrix = place.matrix(region)
     matrix[:, 2] += matrix[:, :2] @ (0.5, 0.5) - 0.5  # between centres of pixels
     size = (picture.shape[1], picture.shape[0])
@@ -116,6 +121,8 @@ def boxes_to_region(boxes: list[Box], region: Box, place: Place) -> list[tuple[f
 
     A box that encloses a turned defect is somewhat larger than it, and stays as it is.
     """
+    import cv2
+
     back = cv2.invertAffineTransform(place.matrix(region))
     found = []
     for box in boxes:

@@ -10,6 +10,7 @@ images alone: a gap in the frame ids is noticed with the next frame, and said as
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -82,8 +83,17 @@ def open_source(station: Station, start_ns: int, first_number: int, alone: bool 
     """
     if station.source.is_camera:
         from edge.sources.camera import CameraSource
+        from edge.sources.part_ids import PartIdReader
 
-        return CameraSource(_open_camera(station), station, first_number, alone, astray)
+        with contextlib.ExitStack() as opened:
+            ids = PartIdReader(station.part_ids, station.name) if station.part_ids else None
+            if ids:
+                opened.callback(ids.close)
+            camera = _open_camera(station)
+            opened.callback(camera.close)
+            source = CameraSource(camera, station, first_number, alone, astray, ids=ids)
+            opened.pop_all()
+            return source
     if station.source.kind == "conveyor":
         from edge.sources.conveyor import ConveyorSource
 

@@ -24,6 +24,7 @@ from edge.errors import SourceError
 from edge.settings import Station
 from edge.sources import Event, Exposed, Image, Triggered
 from edge.sources.camera_time import CameraClock
+from edge.sources.part_ids import PartIdReader
 from edge.verdict import Reason
 
 __all__ = ["MAX_GAP", "Camera", "CameraSource", "CountsTriggers", "Grabbed"]
@@ -36,6 +37,12 @@ EARLY = 16
 
 LOOK_S = 0.01
 """So often a camera that counts its triggers is asked, while no image comes."""
+
+WAITED_NS = 5_000_000
+"""A frame that was waited for as long as this came just then, and had not been there for nobody knows how long."""
+
+SETTLED = 2
+"""After so many of them, one of which came without a delay of its own, the camera's clock is known on the host's."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,7 @@ class _Part:
     trigger_id: int | None = None  # of an independent trigger
     unseen: bool = False  # a gap in the frame ids: there will be no image
     grabbed: Grabbed | None = None  # its answer
+    part_id: int | None = None
     number: int | None = None  # once its trigger was said
 
 
@@ -93,13 +101,15 @@ class CameraSource:
         alone: bool = True,
         astray: bool = False,
         clock: Callable[[], int] = time.monotonic_ns,
+        ids: PartIdReader | None = None,
     ) -> None:
         """`alone`: no other station sees the parts of this lane. `astray`: others do, and parts may have passed that
-        this station did not count."""
-        self._camera, self._name, self._alone, self._clock = camera, station.name, alone, clock
+        this station did not count. `ids`: of the parts, from a PLC; closed with the source."""
+        self._camera, self._name, self._alone, self._clock, self._ids = camera, station.name, alone, clock, ids
         self._independent = station.source.triggers == "independent"
         self._timeout_ns = station.source.frame_timeout_ms * 1_000_000
         self._counts = camera if self._independent and isinstance(camera, CountsTriggers) else None
+        self._asked_ns = clock()  # then the counter was asked last
         self._last_id = self._counts.triggers() if self._counts else None
         self._framed_id: int | None = None  # of the newest frame
         chunks = station.source.camera.chunks if station.source.camera else None
@@ -110,6 +120,8 @@ class CameraSource:
         self._given_up: deque[int] = deque(maxlen=MAX_GAP)  # trigger ids of parts that were answered without an image
         self._at_ns = 0  # of the newest trigger
         self._time = CameraClock()
+        self._waited = False  # for the newest frame
+        self._settling = 0  # frames that were waited for, since the camera's clock began
         self._gone: SourceError | None = None
         self._astray = ""  # why nobody knows which parts of the lane the frames show
         if astray:
@@ -134,14 +146,18 @@ class CameraSource:
 
     def close(self) -> None:
         self._camera.close()
+        if self._ids:
+            self._ids.close()
 
     def _look(self, timeout_s: float) -> None:
         """Take a frame, or, while none comes, the triggers that the camera has counted."""
+        asked_ns = self._clock()
         if grabbed := self._camera.grab(timeout_s):
+            self._waited = grabbed.arrived_ns - asked_ns >= WAITED_NS
             if self._independent:
                 self._take_triggered(grabbed)
             elif grabbed.frame_id is None:  # the camera does not count, or the id is in what was lost: the next one
-                self._parts.append(_Part(self._exposed_ns(grabbed), grabbed=grabbed))
+                self._parts.append(self._shown(grabbed, self._exposed_ns(grabbed)))
                 self._last_id = None if self._last_id is None else self._last_id + 1
             else:
                 self._take_next(grabbed, grabbed.frame_id)
@@ -152,11 +168,14 @@ class CameraSource:
 
     def _count_triggers(self) -> None:
         """Ask the camera's counter: each step of it is a part that waits for its image."""
+        earliest_ns, self._asked_ns = self._asked_ns, self._clock()
         counted = self._counts.triggers() if self._counts else None
         if counted is None or self._last_id is None:
             return
-        if 0 <= counted - self._last_id <= MAX_GAP:
-            self._parts.extend(_Part(self._clock(), i) for i in range(self._last_id + 1, counted + 1))
+        if 0 <= (steps := counted - self._last_id) <= MAX_GAP:
+            now_ns = self._clock()
+            ids = [self._part_id(earliest_ns if steps == 1 else None, now_ns) for _ in range(steps)]
+            self._parts.extend(_Part(now_ns, self._last_id + 1 + i, part_id=ids[i]) for i in range(steps))
         else:
             why = f"the trigger counter stands at {counted} after {self._last_id}"
             self._lose_place(why)
@@ -202,12 +221,14 @@ class CameraSource:
         elif self._last_id is None:
             self._last_id = found
         else:
-            gap = [_Part(at_ns, i, unseen=not self._independent) for i in range(self._last_id + 1, found)]
-            self._parts.extend(gap)
+            gap = range(self._last_id + 1, found)
+            self._parts.extend(
+                _Part(at_ns, i, unseen=not self._independent, part_id=self._part_id(None, at_ns)) for i in gap
+            )
             self._give_up("a gap in the camera's counter", self._parts)
             self._last_id = found
         self._framed_id = found
-        self._parts.append(_Part(at_ns, grabbed=grabbed))
+        self._parts.append(self._shown(grabbed, at_ns))
 
     def _doubt(self, found: int) -> tuple[Reason, str] | None:
         """Why it is not known which part a frame with this id shows."""
@@ -231,13 +252,24 @@ class CameraSource:
                 if self._independent and part.trigger_id is not None:
                     self._given_up.append(part.trigger_id)
 
+    def _shown(self, grabbed: Grabbed, at_ns: int) -> _Part:
+        """The part of a frame that was exposed then, and of which nothing was known before."""
+        timed = grabbed.camera_ns is not None and self._settling >= SETTLED
+        return _Part(at_ns, grabbed=grabbed, part_id=self._part_id(at_ns if timed else None, at_ns))
+
+    def _part_id(self, earliest_ns: int | None, at_ns: int) -> int | None:
+        """What the PLC calls the part that was triggered between these times; None: it is not known."""
+        return self._ids.take(earliest_ns, at_ns) if self._ids else None
+
     def _exposed_ns(self, grabbed: Grabbed) -> int:
         if grabbed.camera_ns is None:
             return grabbed.arrived_ns
         resets = self._time.resets
         at_ns = self._time.to_host(grabbed.camera_ns, grabbed.arrived_ns)
         if self._time.resets > resets:
+            self._settling = 0
             structlog.get_logger().warning("camera_clock_reset", station=self._name, camera_ns=grabbed.camera_ns)
+        self._settling += self._waited
         return at_ns
 
     def _say(self) -> None:
@@ -250,7 +282,7 @@ class CameraSource:
                 part.number, self._next = self._next, self._next + 1
                 self._at_ns = max(self._at_ns, part.at_ns)  # times never fall
                 count = part.grabbed.count if part.grabbed else None
-                self._events.append(Triggered(part.number, self._at_ns, missed=part.unseen, count=count))
+                self._events.append(Triggered(part.number, self._at_ns, part.unseen, count, part.part_id))
             if part.grabbed is None:
                 return
             self._parts.popleft()

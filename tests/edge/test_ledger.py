@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from edge.ledger import MARGIN_NS, MAX_GAP, Answer, Ledger, view_of, withdraw
 from edge.messages import SourceEnded, Trigger, ViewResult
-from edge.settings import Recipe
+from edge.settings import PartIds, Recipe
 from edge.verdict import Decision, Reason
 
 MS = 1_000_000
@@ -97,6 +97,18 @@ def test_a_gap_in_the_numbers_is_parts_that_were_missed() -> None:
     assert short(ledger.due(7 * MS)) == [(n, UNINSPECTED, Reason.MISSED_FRAME) for n in range(3)]
     assert ledger.open_parts == 1
     assert ledger.counters["missed_triggers"] == 3
+
+
+def test_triggers_that_should_have_a_part_id_and_have_none_are_counted() -> None:
+    plain = recipe(1)
+    camera = plain.stations[0].model_copy(update={"part_ids": PartIds(host="plc", address=2)})
+    ledger = Ledger(plain.model_copy(update={"stations": (camera,)}), {})
+    ledger.trigger(replace(seen(0), part_id=7))
+    ledger.trigger(seen(3))
+    assert ledger.counters["triggers_without_part_id"] == 3
+    plain_one = one()
+    plain_one.trigger(seen(0))
+    assert "triggers_without_part_id" not in plain_one.counters
 
 
 def test_a_missed_trigger_is_answered_at_once_and_cannot_pass() -> None:

@@ -495,7 +495,6 @@ def test_a_good_part_that_is_not_found_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.line
-@pytest.mark.timeout(180)
 def test_a_line_finds_its_parts(tmp_path: Path, runtime_dir: Path, calibrated: Callable[[str], Inspected]) -> None:
     """Good, defective, none, too far, the same bytes twice, out of focus: each has its answer, its place, its box."""
     line = calibrated("edge")

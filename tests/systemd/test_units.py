@@ -30,7 +30,7 @@ def needs(command: str) -> str:
 
 
 def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=100, check=False)
 
 
 def unit(path: Path = UNIT) -> dict[str, dict[str, list[str]]]:

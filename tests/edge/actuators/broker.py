@@ -48,7 +48,7 @@ class Broker:
     def kill(self) -> None:
         if self._process is not None:
             self._process.kill()
-            self._process.wait(10)
+            self._process.wait(100)
             self._process = None
 
     def __enter__(self) -> Broker:

@@ -11,7 +11,6 @@ from pymodbus.exceptions import ModbusException
 from pymodbus.server import ModbusTcpServer
 from pymodbus.simulator import DataType, SimData, SimDevice
 
-from edge.actuators.loop_thread import LoopThread
 from edge.actuators.modbus_map import (
     CONTROL_WORDS,
     RESULT,
@@ -21,6 +20,7 @@ from edge.actuators.modbus_map import (
     StatusBit,
     StatusWord,
 )
+from edge.loop_thread import LoopThread
 
 __all__ = ["CONTROL", "STATUS", "Master", "Plc", "Slave"]
 
@@ -109,7 +109,7 @@ class Master(Plc):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._stop.set()
-        self._thread.join(10)
+        self._thread.join(100)
 
 
 class Slave(Plc):

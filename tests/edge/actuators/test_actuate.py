@@ -19,7 +19,7 @@ from edge.bench.conveyor_line import LINE
 from edge.settings import Frame
 from tests.conveyor_line import ACTUATOR, ConveyorLine, assert_nothing_escaped, conveyor_recipe
 
-pytestmark = [pytest.mark.line, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.line
 
 ENDLESS = BeltSettings()
 COMMISSIONING = 'commissioning = { line_ok = "toggles" }'
@@ -40,7 +40,7 @@ def maskline(it: ConveyorLine, *arguments: str) -> subprocess.CompletedProcess[s
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=100,
     )
 
 
@@ -188,7 +188,7 @@ def test_two_processes_never_drive_one_ejector(tmp_path: Path, runtime_dir: Path
         it.wait_for(lambda: bool(it.status()))
         first = it.actuator
         it.start_actuator()
-        assert it.actuator.popen.wait(30) == 75
+        assert it.actuator.popen.wait(100) == 75
         assert "another process runs the actuator ejector" in it.actuator.log.read_text()
         assert first.stop() == 0
         assert it.status() == {}

@@ -108,12 +108,33 @@ def test_a_wrong_recipe_says_which_field(tmp_path: Path, before: str, after: str
         load_recipe(changed(tmp_path, before, after))
 
 
-def test_ids_do_not_reach_the_verdicts_of_a_camera(tmp_path: Path) -> None:
+def test_by_id_a_camera_needs_the_ids_of_a_plc(tmp_path: Path) -> None:
     path = conveyor_recipe(tmp_path, "ipc:///tmp/nowhere", BeltSettings(part_ids=True), by="id")
     assert load_recipe(path).actuator("ejector").match.by == "id"
     conveyor = next(line for line in path.read_text().splitlines() if line.startswith("source = "))
-    path.write_text(path.read_text().replace(conveyor, 'source = { kind = "genicam", address = "camera-1" }'))
-    with pytest.raises(RecipeError, match=r"an id from the PLC at the trigger .* station cam \(genicam\) gets none"):
+    camera = 'source = { kind = "genicam", address = "camera-1" }'
+    path.write_text(path.read_text().replace(conveyor, camera))
+    with pytest.raises(RecipeError, match=r"from the PLC at the trigger .* station cam \(genicam\) gets none: add"):
+        load_recipe(path)
+    ids = '\npart_ids = { host = "10.0.0.7", address = 2 }'
+    path.write_text(path.read_text().replace(camera, camera + ids))
+    assert load_recipe(path).actuator("ejector").match.by == "id"
+
+
+def test_by_id_the_first_camera_of_a_lane_says_which_part_it_is(tmp_path: Path) -> None:
+    path = conveyor_recipe(tmp_path, "ipc:///tmp/nowhere", BeltSettings(part_ids=True), by="id")
+    text = path.read_text()
+    head, station, rest = text.partition("[[stations]]")
+    station += rest[: rest.index("[[actuators]]")]
+    conveyor = next(line for line in text.splitlines() if line.startswith("source = "))
+    first = station.replace(conveyor, 'source = { kind = "genicam", address = "camera-1" }\nlane = "cam"')
+    second = first.replace('name = "cam"', 'name = "side"\nbehind = { delay_ms = 1, window_ms = 1 }')
+    ids = 'lane = "cam"\npart_ids = { host = "10.0.0.7", address = 2 }'
+    rest = rest[rest.index("[[actuators]]") :]
+    path.write_text(head + first.replace('lane = "cam"', ids) + second + rest)
+    assert load_recipe(path).actuator("ejector").match.by == "id"
+    path.write_text(head + first + second.replace('lane = "cam"', ids) + rest)
+    with pytest.raises(RecipeError, match="station side: part_ids belong to cam, the first station of lane cam"):
         load_recipe(path)
 
 

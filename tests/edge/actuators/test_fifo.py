@@ -322,6 +322,17 @@ def test_by_id() -> None:
     assert belt.decided[-1].outcome.why == "ambiguous", "the same part again, or two parts with one id"
 
 
+@pytest.mark.parametrize("sensed", [None, 7])
+@pytest.mark.parametrize("told", [None, 7])
+def test_by_id_no_id_is_that_of_no_part(told: int | None, sensed: int | None) -> None:
+    timing = {"unit": "ms", "delay": 4, "pulse": 8, "tolerance": 3, "min_spacing": 12}
+    belt = Belt(match={"by": "id"}, timing=timing, max_age_ms=1_000)
+    belt.hear(7, part_id=told, count=None)
+    belt.fifo.sense(Seen(300 * MS, None, sensed), 300 * MS)
+    rejects = belt.at(304)
+    assert (belt.decided[-1].outcome.why, rejects) == (("", False) if told == sensed == 7 else ("no verdict", True))
+
+
 def test_by_id_an_old_verdict_is_not_for_the_next_part_with_that_id() -> None:
     timing = {"unit": "ms", "delay": 4, "pulse": 8, "tolerance": 3, "min_spacing": 12}
     belt = Belt(match={"by": "id"}, timing=timing, max_age_ms=100)

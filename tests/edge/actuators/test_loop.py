@@ -21,6 +21,7 @@ from edge.actuators.panel import ActuatorError, Panel, ask, read_status
 from edge.audit import AuditTrail, audit_path
 from edge.clock import ClockOffset
 from edge.messages import Verdict
+from edge.testing import PATIENCE_S
 from edge.verdict import Decision, GateState
 from edge.verdicts import Event, Gap, Silence
 from tests.edge.actuators.actuator_helpers import BOOT, Events, actuator, heartbeat, verdict
@@ -427,6 +428,12 @@ def test_in_commissioning_nothing_is_ejected_and_nothing_is_reconciled(tmp_path:
     assert bench.loop.unable == "fault confirmation"
 
 
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of whoever asks at the panel: the loop of a bench turns when the machine lets it."""
+    monkeypatch.setattr("edge.actuators.panel.FRESH_S", PATIENCE_S)
+
+
 def asked(bench: Bench, wish: Any) -> tuple[str, bool]:
     """What a loop in another thread would answer, and whether it refused. The belt stands."""
     said: list[tuple[str, bool]] = []
@@ -476,6 +483,41 @@ def test_a_test_fire_is_for_commissioning_only(tmp_path: Path) -> None:
     bench.turn(300)
     assert bench.hardware.ejecting is False
     assert [r["what"] for r in audited(bench)] == ["actuator.commissioning", "actuator.test_fire"]
+
+
+def plc_ejects(**changes: Any) -> dict[str, Any]:
+    """An actuator whose PLC ejects by the results that it is told."""
+    plc = {"kind": "modbus", "role": "client", "host": "192.0.2.1", "ejector": False}
+    return {"drivers": [plc], "commissioning": {"line_ok": "toggles"}, **changes}
+
+
+def test_there_is_no_test_fire_without_an_ejector_of_ours(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, commissioner="ada", **plc_ejects())
+    bench.hear(heartbeat())
+    bench.turn()
+    said, refused = asked(bench, "test_fire")
+    assert refused, said
+    assert "the PLC has the ejector" in said
+    assert [r["what"] for r in audited(bench)] == ["actuator.commissioning"]
+
+
+def test_a_plc_is_told_of_commissioning_before_the_results_of_that_turn(tmp_path: Path) -> None:
+    """It rests or ejects by that bit: a reject that it read under the mode before would pass."""
+    bench = Bench(tmp_path, **plc_ejects())
+    bench.hear(heartbeat())
+    bench.turn()
+    said: list[tuple[bool, bool]] = []
+    bench.hardware.tell = lambda verdict, part: said.append(  # type: ignore[method-assign]
+        (bench.hardware.status is not None and bench.hardware.status.commissioning, part.ejected)
+    )
+    for n, wanted in enumerate((True, False)):
+        bench.input(Input.SENSOR, count=bench.hardware.encoder)
+        bench.turn()
+        bench.input(Input.COMMISSIONING, wanted)
+        bench.turn(4, counts=4)
+        assert len(said) == n + 1, "decided in the turn in which the mode changed"
+        bench.turn(100)
+    assert said == [(True, False), (False, True)]
 
 
 def test_a_test_fire_never_opens_the_way_for_a_part_that_is_seen(tmp_path: Path) -> None:

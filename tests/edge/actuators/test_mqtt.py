@@ -99,7 +99,7 @@ def test_the_last_will_says_that_it_died(broker: Broker) -> None:
             wait_until(lambda: len(line.of("state")) == 2)
         finally:
             dies.kill()
-            dies.wait(10)
+            dies.wait(100)
             dies.stdin.close()
     assert line.of("state")[1] == {
         "v": 1,
@@ -177,16 +177,16 @@ def test_what_waits_for_a_broker_is_bounded_and_the_oldest_go(tmp_path: Path) ->
 def test_a_message_that_was_not_acknowledged_is_sent_again_with_its_number(broker: Broker) -> None:
     """Through a proxy that swallows what the broker says: the broker has the message, and we cannot know."""
     with Subscriber(broker.port, TOPIC) as line, _Proxy(broker.port) as proxy:
-        driver = Mqtt(settings(proxy.port, timeout_ms=500))
+        driver = Mqtt(settings(proxy.port))
         wait_until(lambda: bool(line.of("state")))
         proxy.deaf = True
         driver.tell(None, outcome(1))
         wait_until(lambda: len(line.of("parts")) == 1)
         proxy.deaf = False
-        wait_until(lambda: len(line.of("parts")) == 2)
+        wait_until(lambda: len(line.of("parts")) >= 2)
         driver.close()
-    first, again = line.of("parts")
-    assert first == again
+    first, *again = line.of("parts")
+    assert again == [first] * len(again)
 
 
 def test_state_comes_only_while_the_loop_polls(broker: Broker) -> None:
@@ -234,7 +234,7 @@ def test_a_broker_that_accepts_and_never_answers_costs_no_sockets() -> None:
                 taken.append(listener.accept()[0])
             gone = []
             for held in taken[:4]:
-                held.settimeout(20)
+                held.settimeout(100)
                 while held.recv(4096):
                     pass
                 gone.append(held)
@@ -340,6 +340,6 @@ class _Proxy:
         self.cut()
         self._listener.shutdown(socket.SHUT_RDWR)
         for thread in list(self._threads):
-            thread.join(10)
+            thread.join(100)
         for held in self._open:
             held.close()

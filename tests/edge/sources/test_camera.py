@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -401,4 +402,115 @@ def test_a_broken_frame_whose_id_is_lost_is_the_next_one() -> None:
         (2, "ok"),
         (3, "unseen"),
         (4, "ok"),
+    ]
+
+
+# Ids from a PLC (edge/sources/part_ids.py): which triggers they are asked for, and what is known of their times.
+
+
+class Asked:
+    """Hands out 1, 2, 3 and so on, and keeps what it was asked for."""
+
+    def __init__(self) -> None:
+        self.times: list[tuple[int | None, int]] = []
+        self.closed = False
+
+    def take(self, earliest_ns: int | None, at_ns: int) -> int | None:
+        self.times.append((earliest_ns, at_ns))
+        return len(self.times)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def asked(camera: Script, settings: Station) -> tuple[list[tuple[int | None, int]], list[tuple[int, int | None]]]:
+    """What a source asked for, and number and id of each of its triggers."""
+    ids: Any = Asked()
+    source = CameraSource(camera, settings, 0, clock=camera.clock, ids=ids)
+    found = events(source)
+    source.close()
+    assert ids.closed
+    return ids.times, [(e.number, e.part_id) for e in found if isinstance(e, Triggered)]
+
+
+@dataclass(frozen=True)
+class Waited:
+    """A frame that comes while it is waited for, so many ms after it was exposed."""
+
+    frame_id: int
+    delay_ms: int = 8
+    has_clock: bool = True
+
+
+class Live(Script):
+    """The clock of its frames is the host's, less START; what is no `Waited` had been there before."""
+
+    START = 500 * MS
+
+    def __init__(self, clock: FakeClock, *grabs: Grabbed | Waited | None) -> None:
+        super().__init__(clock, *grabs)  # type: ignore[arg-type]
+
+    def grab(self, timeout_s: float) -> Grabbed | None:
+        found = self.grabs[0] if self.grabs else None
+        if not isinstance(found, Waited):
+            return super().grab(timeout_s)
+        self.grabs.popleft()
+        self.clock.sleep(0.05)
+        now_ns = self.clock()
+        camera_ns = now_ns - found.delay_ms * MS - self.START
+        return Grabbed(IMAGE, now_ns, found.frame_id, camera_ns if found.has_clock else None)
+
+
+def test_a_trigger_whose_time_is_known_is_asked_for_from_then_on() -> None:
+    clock = FakeClock()
+    start = clock()
+    times, ids = asked(Live(clock, Waited(1, 8), Waited(2, 30), Waited(3, 9), Waited(4, has_clock=False)), station())
+    assert [(earliest is not None, round((at - start) / MS)) for earliest, at in times] == [
+        (False, 50),  # the first one's way is taken for the shortest
+        (True, 78),
+        (True, 149),
+        (False, 200),
+    ]
+    assert all(earliest in (at, None) for earliest, at in times)
+    assert ids == [(0, 1), (1, 2), (2, 3), (3, 4)]
+
+
+def test_frames_that_had_waited_are_timed_by_the_cameras_clock_once_it_is_known() -> None:
+    clock = FakeClock()
+    start = clock()
+
+    def late(frame_id: int, arrived_ms: int, exposed_ms: int) -> Grabbed:
+        return Grabbed(IMAGE, start + arrived_ms * MS, frame_id, start - Live.START + exposed_ms * MS)
+
+    frames = [late(1, 0, -90), late(2, 0, -40), Waited(3), late(4, 50, 46), Waited(5), None, late(6, 200, 110)]
+    times, _ = asked(Live(clock, *frames), station())
+    assert [earliest is not None for earliest, _ in times] == [False, False, False, False, True, True]
+    assert abs(times[5][1] - start - 114 * MS) < MS / 10, "when it was exposed, and 4 ms of the way; not when it came"
+
+
+def test_a_camera_clock_that_began_anew_is_learnt_again() -> None:
+    clock = FakeClock()
+    frames = [Waited(1), Waited(2), Grabbed(IMAGE, clock(), 3, 5), Grabbed(IMAGE, clock(), 4, 6), Waited(5), Waited(6)]
+    times, _ = asked(Live(clock, *frames), station())
+    assert [earliest is not None for earliest, _ in times] == [False, True, False, False, False, True]
+
+
+def test_parts_that_a_gap_shows_are_of_unknown_times() -> None:
+    times, ids = asked(Live(FakeClock(), Waited(1), Waited(2), Waited(5)), station())
+    assert [earliest is not None for earliest, _ in times] == [False, True, False, False, True]
+    assert [number for number, _ in ids] == [0, 1, 2, 3, 4]
+
+
+def test_a_counted_trigger_came_after_the_look_before_and_of_two_nobody_knows() -> None:
+    clock = FakeClock()
+    start = clock()
+    camera = Counting(clock, counted=[4, 4, 5, 7, 7, 8])
+    settings = station(triggers="independent", frame_timeout_ms=200, camera=COUNTED)
+    times, _ = asked(camera, settings)
+    look = round(LOOK_S * 1e9)
+    assert times == [
+        (start + look, start + 2 * look),
+        (None, start + 3 * look),
+        (None, start + 3 * look),
+        (start + 4 * look, start + 5 * look),
     ]

@@ -22,6 +22,7 @@ from edge.settings import Station
 from edge.sources import Event, Exposed, Source, Triggered, open_source
 from edge.sources.camera import CountsTriggers, Grabbed
 from edge.sources.genicam import GenicamCamera
+from edge.testing import PATIENCE_S
 from edge.verdict import Reason
 
 gi = pytest.importorskip("gi", reason="PyGObject is not installed (extra gige)")
@@ -56,8 +57,8 @@ def fake() -> Iterator[FakeCamera]:
         yield running
 
 
-def grabs(camera: GenicamCamera, count: int, patience_s: float = 20) -> Iterator[Grabbed]:
-    give_up = time.monotonic() + patience_s
+def grabs(camera: GenicamCamera, count: int) -> Iterator[Grabbed]:
+    give_up = time.monotonic() + PATIENCE_S
     while count:
         if grabbed := camera.grab(0.1):
             yield grabbed
@@ -86,10 +87,10 @@ def is_whole(image: np.ndarray) -> bool:
     return bool(np.array_equal(image[..., 0].astype(int) % 255, ramp % 255))
 
 
-def play(source: Source, parts: int, patience_s: float = 40) -> list[Event]:
+def play(source: Source, parts: int) -> list[Event]:
     """The events of so many parts; each good image must be whole."""
     events: list[Event] = []
-    give_up = time.monotonic() + patience_s
+    give_up = time.monotonic() + PATIENCE_S
     while sum(isinstance(e, Triggered) for e in events) < parts or not isinstance(events[-1], Exposed):
         event = source.poll(0.5)
         if isinstance(event, Exposed) and event.image is not None:

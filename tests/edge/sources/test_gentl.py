@@ -16,6 +16,7 @@ from edge.settings import Station
 from edge.sources import Exposed, Triggered, open_source
 from edge.sources.camera import Grabbed
 from edge.sources.gentl import GentlCamera
+from edge.testing import PATIENCE_S
 from edge.verdict import Reason
 
 genicam = pytest.importorskip("genicam", reason="harvesters is not installed (extra gige)")
@@ -39,7 +40,7 @@ def camera() -> Iterator[GentlCamera]:
 
 
 def grabs(camera: GentlCamera, count: int) -> Iterator[Grabbed]:
-    give_up = time.monotonic() + 20
+    give_up = time.monotonic() + PATIENCE_S
     while count:
         assert time.monotonic() < give_up, f"{count} frames did not come"
         if grabbed := camera.grab(0.1):

@@ -39,7 +39,7 @@ class FakeCapture:
     def read(self) -> tuple[bool, Any]:
         if self._next == len(self._at_ms):
             if self.hang:
-                self.hang.wait(20)
+                self.hang.wait(100)
             return False, None
         self._next += 1
         return True, np.full(self._shape, self._next - 1, np.uint8)

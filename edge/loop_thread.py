@@ -1,4 +1,4 @@
-"""An asyncio loop in a thread of its own, for drivers whose libraries are asyncio while the actuator's loop is not."""
+"""An asyncio loop in a thread of its own, for libraries that are asyncio where the caller is not."""
 
 from __future__ import annotations
 
