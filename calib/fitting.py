@@ -23,6 +23,7 @@ from edge.errors import CalibrationError
 from edge.scores import view_score
 from edge.tiling import Tiling, frame_levels
 from edge.validity import sharpness
+from edge.webs.carry import Carry, Chain
 from engines.bundle import ErrorMap, Score
 
 __all__ = ["GoodView", "StationSpec", "Targets", "assemble", "fit_station"]
@@ -46,6 +47,8 @@ class GoodView:
     """bool [N, h, w]: pixels that are not judged."""
     joined: Tiling | None = None
     """See `StationPlan.joined`."""
+    rows_before: int = 0
+    """Of a web, see `FrameRef`."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,8 @@ class StationSpec:
     """How many stations see a part. One of them suffices to reject it, so each gets an equal share of the rate."""
     smallest_px: float = 0.0
     """Smaller areas do not count, where areas are the score: pixels of the map (`StationPlan.smallest_defect_px`)."""
+    carry: Carry | None = None
+    """See `StationPlan.carry`."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,8 @@ class _Seen:
 
     spec: StationSpec
     histogram: PixelHistogram
+    exact: Chain
+    cheap: Chain
     mapper: ErrorMapper | None = None
     maps: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0, 0), np.float32))
     map_threshold: float = 0.0
@@ -109,16 +116,20 @@ class _Seen:
         maps = self.maps_of(view, view.reconstruction)
         self.histogram.add(maps if view.ignore is None else maps[~view.ignore])
 
-    def hold_out(self, view: GoodView) -> None:
-        exact = self.tile_scores(view, view.reconstruction)
+    def hold_out(self, number: int, view: GoodView) -> None:
+        exact = self.tile_scores(number, view, view.reconstruction, self.exact)
         self.scores.append(float(exact.max()))
         if view.cheap is not None:
-            difference = exact - self.tile_scores(view, view.cheap)
+            difference = exact - self.tile_scores(number, view, view.cheap, self.cheap)
             self.differences.append((float(difference.min()), float(difference.max())))
 
-    def tile_scores(self, view: GoodView, reconstruction: NDArray[np.float32]) -> NDArray[np.float64]:
-        maps = self.maps_of(view, reconstruction)
-        return view_score(maps, self.spec.score, self.map_threshold, view.ignore, view.joined).tile_scores
+    def tile_scores(
+        self, number: int, view: GoodView, reconstruction: NDArray[np.float32], chain: Chain
+    ) -> NDArray[np.float64]:
+        maps, before = self.maps_of(view, reconstruction), chain.before(number, view.rows_before)
+        found = view_score(maps, self.spec.score, self.map_threshold, view.ignore, view.joined, before)
+        chain.keep(number, found.carry)
+        return found.tile_scores
 
 
 def fit_station(
@@ -128,9 +139,9 @@ def fit_station(
     Views may have different numbers of tiles.
 
     The first `fit_share` of them give the map's threshold (a quantile of all their judged pixels), the rest one score
-    each, its largest over the tiles. `cascade_band`: how far from its score by the cheap plan a tile's score by the
-    exact one is expected, but for `CASCADE_RATE` of the parts each way. Raises CalibrationError when the parts are too
-    few.
+    each, its largest over the tiles; of frames of a web with the areas that are added up as on the line.
+    `cascade_band`: how far from its score by the cheap plan a tile's score by the exact one is expected, but for
+    `CASCADE_RATE` of the parts each way. Raises CalibrationError when the parts are too few.
     """
     targets = targets or Targets()
     fitting = max(1, round(count * targets.fit_share))
@@ -139,14 +150,14 @@ def fit_station(
             f"{count} good parts, of which {max(0, count - fitting)} would be held out: at least {MIN_HELD_OUT} must"
             f" be, so give at least {2 * MIN_HELD_OUT} parts; a few hundred are better"
         )
-    seen = _Seen(spec, PixelHistogram(spec.error_map.largest))
+    seen = _Seen(spec, PixelHistogram(spec.error_map.largest), Chain(spec.carry), Chain(spec.carry))
     for index, view in enumerate(views):
         seen.look(view)
         if index < fitting:
             seen.fit(view)
         else:
             seen.map_threshold = seen.map_threshold or seen.histogram.quantile(spec.score.map_quantile)
-            seen.hold_out(view)
+            seen.hold_out(index, view)
     rate = targets.false_reject_rate / spec.views_per_part
     threshold = fit_threshold(seen.scores, rate, targets.confidence)
     threshold, what_counts = _counting(threshold, seen.scores, spec)

@@ -49,6 +49,7 @@ def calibrate(
                 provenance(station, detectors[name].info),
                 len(recipe.lane_views(station.station.lane)),
                 station.smallest_defect_px,
+                station.carry,
             )
             views = _views(station, found[name], detectors[name], _cheap_backend(plan, station))
             shown = bars.track(views, found[name].count, description=f"calibrating {name}")
@@ -99,4 +100,4 @@ def _views(station: StationPlan, good: GoodImages, detector: Detector, cheap: Ba
         detector.infer(tiles, repainted, None)
         if cheap is not None and roughly is not None:
             cheap.infer(tiles, roughly)
-        yield GoodView(tiles, repainted, roughly, station.ignored(rows_before), station.joined)
+        yield GoodView(tiles, repainted, roughly, station.ignored(rows_before), station.joined, rows_before)

@@ -69,13 +69,15 @@ class Serving:
         batch = recipe.engine.batch
         self._schedule = Schedule({b: (batch, _cost_ns(b, e, batch)) for b, e in self._engines.items()})
         self._frames: dict[int, FrameRef] = {}
+        self._in_order = {name for name, d in self._detectors.items() if d.plan.carry is not None}
+        self._done: dict[int, FrameRef] = {}  # those that wait for an earlier one
         self._deadline_ns = recipe.deadline.deadline_ms * 1_000_000
         self._after_ns = MARGIN_NS + self._deadline_ns // JUDGES_SHARE
         self._failures, self._warned = 0, False
 
     def slots(self) -> Collection[int]:
         """The slots of the frames that are here."""
-        return self._frames.keys()
+        return self._frames.keys() | self._done.keys()
 
     def wait_ms(self) -> int:
         """How long more frames may be waited for."""
@@ -188,8 +190,17 @@ class Serving:
     def _pass_on(self, slot: int, reason: Reason | None, witness: int | None = None) -> None:
         frame = self._frames.pop(slot)
         info, stamps = self._detectors[frame.station].info, [*frame.stamps, time.monotonic_ns()]
-        self._worker.pass_on(replace(frame, reason=reason, witness=witness, engine=info, stamps=stamps), JUDGE)
-        self._worker.count("done")
+        self._done[slot] = replace(frame, reason=reason, witness=witness, engine=info, stamps=stamps)
+        for done in sorted(self._done.values(), key=lambda f: f.number):
+            if not self._must_wait(done):
+                self._worker.pass_on(self._done.pop(done.slot), JUDGE)
+                self._worker.count("done")
+
+    def _must_wait(self, done: FrameRef) -> bool:
+        """Whether an earlier frame is still with an engine. That matters where areas are added up from frame to frame:
+        the exact engine of a cascade is asked for some frames and not for others."""
+        earlier = (f.station == done.station and f.number < done.number for f in self._frames.values())
+        return done.station in self._in_order and any(earlier)
 
 
 def run(worker: Worker) -> None:

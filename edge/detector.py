@@ -13,6 +13,7 @@ from edge.anomaly import ErrorMapper
 from edge.plan import LinePlan, StationPlan
 from edge.scores import view_score
 from edge.settings import Engine
+from edge.webs.carry import Chain
 from engines.backends import Backend, open_backend
 from engines.bundle import Bundle
 from engines.plans import CHEAP_PLAN, EXACT_PLAN
@@ -29,6 +30,7 @@ class Detector:
         count, height, width, channels = plan.prepare.tiles_shape
         self._mapper = ErrorMapper(self._manifest.error_map, (height, width, channels))
         self._maps = np.empty((count if cheap else 0, height, width), np.float32)
+        self._chain = Chain(plan.carry)
         self.info = {k: str(v) for k, v in asdict(exact.describe()).items()} | {"plan": plan.station.plan}
 
     def first(self, calibration: StationCalibration | None) -> Backend:
@@ -43,16 +45,20 @@ class Detector:
         out: NDArray[np.float32],
         calibration: StationCalibration | None,
         rows_before: int = 0,
+        number: int = 0,
     ) -> list[int]:
         """Of the tiles that the cheap engine repainted: those whose score is too near to the threshold to be sure what
-        the exact score says. They are for the exact engine. For `rows_before` see FrameRef. Raises NotFiniteError."""
+        the exact score says. They are for the exact engine. For `rows_before` see FrameRef; `number` is the frame's,
+        and those of a web come in this order. Areas are added up as the cheap engine saw them. Raises NotFiniteError.
+        """
         if calibration is None or calibration.cascade_band is None:
             return []
-        ignore = self.plan.ignored(rows_before)
+        ignore, before = self.plan.ignored(rows_before), self._chain.before(number, rows_before)
         maps = self._mapper.fill(tiles, out, self._maps, ignore)
         limit, joined = calibration.map_threshold, self.plan.joined
-        scores = view_score(maps, self._manifest.score, limit, ignore, joined).tile_scores
-        near = near_threshold(scores, calibration.score_threshold, calibration.cascade_band)
+        found = view_score(maps, self._manifest.score, limit, ignore, joined, before)
+        self._chain.keep(number, found.carry)
+        near = near_threshold(found.tile_scores, calibration.score_threshold, calibration.cascade_band)
         return [int(i) for i in np.flatnonzero(near)]
 
     def infer(
@@ -61,13 +67,14 @@ class Detector:
         out: NDArray[np.float32],
         calibration: StationCalibration | None,
         rows_before: int = 0,
+        number: int = 0,
     ) -> int | None:
         """Repaint `tiles` uint8 [N, h, w, C] into `out` (`Manifest.answer_shape`), a frame alone, as the line does with
         many; returns the backend's witness."""
         first = self.first(calibration)
         witness = first.infer(tiles, out)
         if first is self.cheap:
-            for i in self.doubtful(tiles, out, calibration, rows_before):
+            for i in self.doubtful(tiles, out, calibration, rows_before, number):
                 self.exact.infer(tiles[i : i + 1], out[i : i + 1])
         return witness
 

@@ -23,6 +23,7 @@ from edge.settings import Mode, scoring_sha256
 from edge.tiling import Box, Place, frame_levels
 from edge.validity import sharpness
 from edge.verdict import Decision, Reason
+from edge.webs.carry import Carry, Chain
 from edge.worker import Worker
 
 __all__ = ["Judge", "Judgement", "provenance", "run", "view_result"]
@@ -55,10 +56,12 @@ def provenance(plan: StationPlan, engine: dict[str, str]) -> Provenance:
 
 
 class Judge:
-    """The judge of one station: pure but for its buffers."""
+    """The judge of one station: pure but for its buffers, and for what a frame of a web hands on to the next."""
 
-    def __init__(self, plan: StationPlan, limits: StationCalibration | None) -> None:
+    def __init__(self, plan: StationPlan, limits: StationCalibration | None, *, forgot: bool = False) -> None:
+        """`forgot`: another judge came before this one, and what it knew of the newest frame is lost."""
         self._plan, self._limits = plan, limits
+        self._chain, self._forgot = Chain(plan.carry), forgot and plan.carry is not None
         self._manifest = plan.bundle.manifest
         _, height, width, channels = plan.prepare.tiles_shape
         self._mapper = ErrorMapper(self._manifest.error_map, (height, width, channels))
@@ -72,25 +75,31 @@ class Judge:
         engine: dict[str, str],
         place: Place | None = None,
         rows_before: int = 0,
+        number: int = 0,
     ) -> Judgement:
         """Fill `maps` float32 [N, h, w] from `tiles` uint8 [N, h, w, C] and `reconstruction` float32, which is what the
         engine answered (`Manifest.answer_shape`); decide. `place`: how the part lay, where it is located.
-        `rows_before`: of a web, see `FrameRef`."""
+        `rows_before`: of a web, see `FrameRef`. `number`: of the frame; those of a web come in this order."""
         limits = self._limits if self.mismatch(engine) is None else None
-        ignore = self._plan.ignored(rows_before)
+        ignore, before = self._plan.ignored(rows_before), self._chain.before(number, rows_before)
+        forgot, self._forgot = self._forgot and rows_before > 0, False
         try:
             self._mapper.fill(tiles, reconstruction, maps, ignore)
             map_threshold = limits.map_threshold if limits else float("inf")
-            score = view_score(maps, self._manifest.score, map_threshold, ignore, self._plan.joined).score
+            found = view_score(maps, self._manifest.score, map_threshold, ignore, self._plan.joined, before)
+            score = found.score
         except NotFiniteError:
             return Judgement(Decision.UNINSPECTED, Reason.ENGINE_ERROR)
         if limits is None:
             return Judgement(Decision.UNINSPECTED, Reason.UNCALIBRATED, score)
         if trouble := levels_trouble(limits.levels, frame_levels(tiles)) or self._defocused(limits, tiles):
             return Judgement(Decision.UNINSPECTED, trouble, score, limits.score_threshold)
+        if forgot and score <= limits.score_threshold:
+            return Judgement(Decision.UNINSPECTED, Reason.NOT_READY, score, limits.score_threshold)
+        self._chain.keep(number, found.carry)
         if score <= limits.score_threshold:
             return Judgement(Decision.PASS, None, score, limits.score_threshold)
-        shown = self._shown(limits, maps, place)
+        shown = self._shown(limits, maps, place, before)
         boxes, areas_px = [list(box) for box, _ in shown], [area for _, area in shown]
         return Judgement(Decision.REJECT, None, score, limits.score_threshold, boxes, areas_px)
 
@@ -100,15 +109,15 @@ class Judge:
         return sharpness_trouble(limits.sharpness, sharpness(tiles))
 
     def _shown(
-        self, limits: StationCalibration, maps: NDArray[np.float32], place: Place | None
+        self, limits: StationCalibration, maps: NDArray[np.float32], place: Place | None, before: Carry | None
     ) -> list[tuple[Box, float]]:
         """The defects that are shown, none smaller than the smallest that counts; but the largest of a rejected part
         is, however small: its score may be no area."""
         prepare, smallest = self._plan.prepare, max(SPECK_PX, math.ceil(self._plan.smallest_defect_px))
         if self._manifest.score.kind == "area":  # those that a part is rejected for
             smallest = max(smallest, int(limits.score_threshold) + 1)
-        found = view_defects(maps, limits.map_threshold, prepare, smallest, place)
-        return found or view_defects(maps, limits.map_threshold, prepare, SPECK_PX, place)[:1]
+        found = view_defects(maps, limits.map_threshold, prepare, smallest, place, before)
+        return found or view_defects(maps, limits.map_threshold, prepare, SPECK_PX, place, before)[:1]
 
     def mismatch(self, engine: dict[str, str]) -> str | None:
         """Why there are no thresholds for what computed this reconstruction; None when there are."""
@@ -126,7 +135,8 @@ def run(worker: Worker) -> None:
     worker.inbox()
     calibration = worker.calibration()
     limits, calibration_sha256 = (calibration.stations, calibration.sha256) if calibration else ({}, "")
-    judges = {name: Judge(plan, limits.get(name)) for name, plan in worker.plan.stations.items()}
+    again = worker.line_started  # there was a judge before this one
+    judges = {name: Judge(plan, limits.get(name), forgot=again) for name, plan in worker.plan.stations.items()}
     warned: set[str] = set()
     worker.ready()
     for frame in worker.frames():
@@ -138,7 +148,11 @@ def run(worker: Worker) -> None:
         else:
             place = Place(*frame.place) if frame.place else None
             judgement = judge.judge(
-                *(arrays["tiles"], arrays["reconstruction"], arrays["map"]), frame.engine, place, frame.rows_before
+                *(arrays["tiles"], arrays["reconstruction"], arrays["map"]),
+                frame.engine,
+                place,
+                frame.rows_before,
+                frame.number,
             )
             if judgement.reason is Reason.UNCALIBRATED and frame.station not in warned:
                 warned.add(frame.station)

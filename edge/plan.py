@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from edge.errors import BundleError, RecipeError
 from edge.place.locate import Locator, make_locator
 from edge.processes import Process, process_table
+from edge.scores import fuse
 from edge.settings import Frame, Recipe, Region, Station
 from edge.slab import ArraySpec, SlotLayout
 from edge.tiling import Box, PreparePlan, Tiling, plan_prepare, tile_mask
+from edge.webs.carry import Carry, Seam
 from engines.bundle import ZOO, Bundle, find_bundle, load_bundle
 
 __all__ = ["LinePlan", "StationPlan", "not_judged", "plan_frames", "plan_line", "plan_station", "record_slots"]
@@ -56,6 +58,21 @@ class StationPlan:
         """How the tiles lie, where the recipe says how small a defect counts: its area is that of all of it, whatever
         tiles it lies in (`view_score`). None where each tile is scored alone."""
         return self.prepare.tiling if self.smallest_defect_px else None
+
+    @property
+    def carry(self) -> Carry | None:
+        """What is handed to a frame of a web that none came before, where areas are added up from frame to frame; None
+        where they are not."""
+        if not self.station.adds_up or self.bundle.manifest.score.kind != "area":
+            return None
+        tiling, ignored = self.prepare.tiling, self.prepare.ignore_tiles
+        top, bottom = 0, tiling.height
+        if ignored is not None:
+            rows = np.flatnonzero(fuse((~ignored).astype(np.float32), tiling).any(axis=1))
+            top, bottom = int(rows[0]), int(rows[-1]) + 1
+        onward = top + round(self.station.frame.height_px * self.prepare.scale_y)
+        # What resizing mixes with the rim is judged in neither frame: the rows on either side of it are neighbours.
+        return Carry.nothing(Seam(top, min(onward, bottom), bottom), tiling.width)
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ class Reason(str, Enum):
     BLACK_FRAME = "black_frame"
     SATURATED_FRAME = "saturated_frame"
     ENGINE_ERROR = "engine_error"
-    NOT_READY = "not_ready"  # the engine was stale: it is being built, or detect opens it
+    NOT_READY = "not_ready"  # the engine was stale; or a judge that began anew does not know the frame of a web before
     RESTART = "restart"  # open when the gate, the supervisor or the box died; always late
     CHANGE_OVER = "change_over"  # still open when the line had to go over to another recipe
     STOPPING = "stopping"  # still open when the drain budget of a stop was spent

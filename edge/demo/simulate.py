@@ -21,8 +21,8 @@ from edge.sources.truth import mix
 __all__ = ["DEFAULT_FRAME", "EPOCH_NS", "ROLL_FRAME", "Simulated", "simulate", "web_of"]
 
 DEFAULT_FRAME = Frame(width_px=224, height_px=224)
-ROLL_FRAME = Frame(width_px=224, height_px=168)
-"""With an overlap of 56 rows one tile of `texture-s`, as in configs/roll.toml."""
+ROLL_FRAME = Frame(width_px=224, height_px=144)
+"""With an overlap of 80 rows one tile of `texture-s`, as in configs/roll.toml."""
 
 EPOCH_NS = 1_767_225_600_000_000_000
 """Recorded streams begin at 2026-01-01 00:00:00 UTC, so that the same seed gives the same bytes."""

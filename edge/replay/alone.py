@@ -6,7 +6,7 @@ functions of those before it; what is compared is what this stage adds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +50,12 @@ def replay_process(path: Path, name: str, options: ReplayOptions) -> ReplayResul
     require_tolerance(recording, options.tolerance)
     ready = set_up(recording, options.recipe, options.calibration, threads=options.threads)
     stages = [Stages(plan, ready.detectors[n], ready.calibration) for n, plan in ready.plan.stations.items()]
-    expected = dict(_recorded_views(ready, name))
-    said = [o for s in stages for o in _views(s, ready.survey, name) if _key(o) in expected]
+    judged = dict(_recorded_views(ready, name))
+    expected = {key: told for key, told in judged.items() if key not in ready.survey.unrecorded}
+    said = [o for s in stages for o in _views(s, ready.survey, name, judged) if _key(o) in expected]
     rules = Rules(frozenset(options.ignore), options.tolerance)
-    return _result(path, ready.plan.recipe, said, compare(expected.values(), said, rules), ready.notes)
+    comparison = compare(expected.values(), said, rules, adding_up=ready.adding_up)
+    return _result(path, ready.plan.recipe, said, comparison, ready.notes)
 
 
 def require_alone(name: str, options: ReplayOptions) -> None:
@@ -81,7 +83,7 @@ def _key(outcome: Outcome) -> tuple[str, int]:
 
 
 def _recorded_views(ready: SetUp, name: str) -> Iterator[tuple[tuple[str, int], Outcome]]:
-    """What was recorded of the views that went through all stages: those with stamps, and with a frame."""
+    """What was recorded of the views that went through all stages: those with stamps."""
     stations = {channel_of(s): s for s in ready.plan.recipe.stations}
     bundles = recorded_bundles(ready.recording)
     any_result = False
@@ -90,17 +92,18 @@ def _recorded_views(ready: SetUp, name: str) -> Iterator[tuple[tuple[str, int], 
         station = stations.get(result.station)
         if station is None or not result.stamps or result.number not in ready.survey.lanes[station.lane]:
             continue
-        if (station.name, result.number) not in ready.survey.unrecorded:
-            told = _outcome(result, station.name, result.number, bundles.get(result.station, ""), name)
-            yield _key(told), told
+        told = _outcome(result, station.name, result.number, bundles.get(result.station, ""), name)
+        yield _key(told), told
     if not any_result:
         raise ReplayError(f"{ready.recording.path}: there are no view results in this recording to compare with")
 
 
-def _views(stages: Stages, found: Survey, name: str) -> Iterator[Outcome]:
+def _views(stages: Stages, found: Survey, name: str, judged: Container[tuple[str, int]]) -> Iterator[Outcome]:
+    """What this process says of the views that the line judged: a frame of a web that it did not judge hands nothing on
+    to the next one."""
     station = stages.plan.station
     first = found.lanes[station.lane].start
-    for result in stages.views():
+    for result in stages.views(lambda number: (station.name, number + first) in judged):
         yield _outcome(result, station.name, result.number + first, stages.plan.bundle.sha256, name)
 
 

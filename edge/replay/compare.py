@@ -147,19 +147,22 @@ def compare(
     *,
     excused: Mapping[Key, Why] | None = None,
     outside: Collection[Key] = (),
+    adding_up: Collection[str] = (),
 ) -> Comparison:
     """Set two sets of outcomes against each other, part by part.
 
     `excused`: stations and parts whose view is told apart where it differs, and why: the recording does not say what
     made it as it was. `outside`: lanes and parts that it does not hold whole, so that they were not replayed.
+    `adding_up`: stations of a web whose areas are added up from frame to frame: behind one that is told apart, the next
+    is excused too.
     """
-    rules, result = rules or Rules(), _Found()
+    rules, result, excused = rules or Rules(), _Found(), dict(excused or {})
     wanted, said = ({(o["lane"], o["part"]): o for o in those} for those in (expected, found))
     parts, different = 0, 0
     for key in sorted(wanted.keys() | said.keys()):
         before, whole = len(result.differences), False
         if key in wanted and key in said:
-            whole = _Pair(wanted[key], said[key], rules, excused or {}, result).compare()
+            whole = _Pair(wanted[key], said[key], rules, excused, adding_up, result).compare()
         elif key in said and not rules.complete:
             result.apart.append(Apart(*key, Why.UNEXPECTED, "", in_words(said[key])))
         elif key not in said and key in outside:
@@ -186,9 +189,17 @@ def compare(
 class _Pair:
     """One part: what is expected, and what was found."""
 
-    def __init__(self, wanted: Outcome, said: Outcome, rules: Rules, excused: Mapping[Key, Why], to: _Found) -> None:
+    def __init__(
+        self,
+        wanted: Outcome,
+        said: Outcome,
+        rules: Rules,
+        excused: dict[Key, Why],
+        adding_up: Collection[str],
+        to: _Found,
+    ) -> None:
         self._wanted, self._said, self._rules, self._to = wanted, said, rules, to
-        self._excused = excused
+        self._excused, self._adding_up = excused, adding_up
         self._key: Key = (wanted["lane"], wanted["part"])
 
     def compare(self) -> bool:
@@ -204,7 +215,7 @@ class _Pair:
             all_exact &= exact
             if why := self._why_apart(wanted, said):
                 whole = False
-                self._set_apart(why)
+                self._set_apart(said["station"], why)
             else:
                 whole &= self._view(wanted, said, exact)
         if whole:
@@ -219,7 +230,7 @@ class _Pair:
         if len(found) == before or why is None:
             return True
         del found[before:]
-        self._set_apart(why)
+        self._set_apart(said["station"], why)
         return False
 
     def _why_apart(self, wanted: Outcome, said: Outcome) -> Why | None:
@@ -244,7 +255,9 @@ class _Pair:
         allowed = self._rules.tolerance * threshold
         return bool(threshold == our_threshold and abs(score - our_score) <= allowed)
 
-    def _set_apart(self, why: Why) -> None:
+    def _set_apart(self, station: str, why: Why) -> None:
+        if station in self._adding_up:  # what its frame handed on to the next may be another thing too
+            self._excused.setdefault((station, self._key[1] + 1), why)
         apart = Apart(*self._key, why, in_words(self._wanted), in_words(self._said))
         if not self._to.apart or self._to.apart[-1] != apart:  # two views of one part
             self._to.apart.append(apart)

@@ -29,7 +29,7 @@ from edge.recording import Recording
 from edge.replay.compare import Comparison, Rules, Why, compare
 from edge.replay.outcome import Outcome, outcome
 from edge.replay.references import read_references
-from edge.replay.setup import ReplayError, SetUp, Survey, set_up
+from edge.replay.setup import ReplayError, SetUp, set_up
 from edge.settings import Mode, Recipe
 from edge.slab import State
 from edge.supervisor import Supervisor
@@ -123,7 +123,7 @@ def replay_recording(path: Path, options: ReplayOptions, progress: Progress | No
         recording=str(path),
         line=ready.plan.recipe.line,
         outcomes=sorted(outcomes, key=lambda o: (o["lane"], o["part"])),
-        comparison=None if expected is None else _compare(expected, outcomes, ready.survey, options),
+        comparison=None if expected is None else _compare(expected, outcomes, ready, options),
         notes=(*ready.notes, *died),
         seconds=(max(v.decided_ns for v in verdicts) - min(v.trigger_ns for v in verdicts)) / 1e9,
     )
@@ -158,7 +158,8 @@ def expected_outcomes(recording: Recording, options: ReplayOptions) -> list[Outc
     return [outcome(v) for v in recorded_verdicts(recording)]
 
 
-def _compare(expected: list[Outcome], found: list[Outcome], survey: Survey, options: ReplayOptions) -> Comparison:
+def _compare(expected: list[Outcome], found: list[Outcome], ready: SetUp, options: ReplayOptions) -> Comparison:
+    survey = ready.survey
     rules = Rules(
         ignore=frozenset(options.ignore),
         tolerance=options.tolerance,
@@ -174,7 +175,8 @@ def _compare(expected: list[Outcome], found: list[Outcome], survey: Survey, opti
         if view["reason"] == Reason.FROZEN_FRAME.value
     }
     unrecorded = survey.unrecorded | (frozen & survey.after_gap)
-    return compare(expected, found, rules, excused=dict.fromkeys(unrecorded, Why.UNRECORDED), outside=outside)
+    excused = dict.fromkeys(unrecorded, Why.UNRECORDED)
+    return compare(expected, found, rules, excused=excused, outside=outside, adding_up=ready.adding_up)
 
 
 def _run(ready: SetUp, state: Path, progress: Progress | None) -> tuple[list[Verdict], list[str]]:

@@ -46,7 +46,8 @@ class Survey:
     lanes: Mapping[str, range]
     """The recorded numbers of the parts that all stations of a lane saw; its first is part 0 of the replay."""
     unrecorded: frozenset[tuple[str, int]]
-    """Stations and parts among them without a frame in the recording; on a web, without the one before it too."""
+    """Stations and parts among them without a frame in the recording; on a web, without the one before it too, and
+    where areas are added up, without the one before that."""
     after_gap: frozenset[tuple[str, int]]
     """Those that have a frame, and none before it: whether the camera stood still cannot be seen any more."""
 
@@ -89,7 +90,7 @@ def survey(recording: Recording, recipe: Recipe) -> Survey:
         for number in lanes[station.lane]:
             if number not in frames[station.name].frames:
                 unrecorded.add((station.name, number))
-            elif number - 1 not in frames[station.name].frames:
+            elif any(number - back not in frames[station.name].frames for back in range(1, 2 + station.adds_up)):
                 (after_gap if station.web is None else unrecorded).add((station.name, number))
     return Survey(lanes, frozenset(unrecorded), frozenset(after_gap))
 
@@ -127,6 +128,11 @@ class SetUp:
     calibration: Calibration
     notes: tuple[str, ...]
     detectors: Mapping[str, Detector]
+
+    @property
+    def adding_up(self) -> frozenset[str]:
+        """See `edge.replay.compare.compare`."""
+        return frozenset(name for name, plan in self.plan.stations.items() if plan.carry is not None)
 
 
 def set_up(

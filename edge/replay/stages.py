@@ -3,7 +3,7 @@ row, one frame at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TypeGuard
 
 import numpy as np
@@ -37,15 +37,16 @@ class Stages:
         self._judge = Judge(plan, self._limits)
         self.arrays: dict[str, Array] = {s.name: np.zeros(s.shape, s.dtype) for s in plan.layout.arrays}
 
-    def views(self) -> Iterator[ViewResult]:
-        """The answer for each frame that capture would hand to prepare, in their order; numbers begin at 0."""
+    def views(self, wanted: Callable[[int], bool] = lambda number: True) -> Iterator[ViewResult]:
+        """The answer for each frame that capture would hand to prepare, in their order; numbers begin at 0. One that is
+        not wanted is not judged."""
         source, stitcher = open_source(self.plan.station, 0, 0), Stitcher(self.plan.station, 0)
         try:
             while not isinstance(event := source.poll(0), Ended):
                 if isinstance(event, Triggered) and not event.missed:
                     stitcher.trigger(event.count)
                 if isinstance(event, Exposed):
-                    if self._fits(event.image) and not stitcher.lost:
+                    if wanted(event.number) and self._fits(event.image) and not stitcher.lost:
                         yield self._view(event.number, event.image, stitcher)
                     stitcher.keep(event.number, event.image)
         finally:
@@ -80,12 +81,13 @@ class Stages:
         found = prepare_view(arrays["frame"], self.plan, arrays["tiles"])
         witness, said = None, Judgement(Decision.UNINSPECTED, found.reason)
         if found.reason is None:
-            witness = self._detector.infer(arrays["tiles"], arrays["reconstruction"], self._limits, rows_before)
+            witness = self._detector.infer(arrays["tiles"], arrays["reconstruction"], self._limits, rows_before, number)
             said = self._judge.judge(
                 *(arrays["tiles"], arrays["reconstruction"], arrays["map"]),
                 self._detector.info,
                 found.place,
                 rows_before,
+                number,
             )
         frame = FrameRef(
             *(self.plan.station.name, number, 0, 0, 0, []),

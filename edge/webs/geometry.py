@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edge.place.geometry import Box
 from edge.settings import Region, Station
-from edge.tiling import Box
 
 __all__ = ["WebGeometry", "on_web", "web_geometry"]
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edge.messages import Boxes
-from edge.scores import MAX_BOXES
+from edge.place.geometry import MAX_BOXES
 from edge.tiling import Box
 from edge.verdict import Decision, Reason
 from edge.webs.defects import Defect, Piece, join

@@ -24,7 +24,7 @@ from edge.slab import Ending, Slab
 from edge.testing import limits_by_hand
 from edge.verdict import Reason
 from engines.backends import BackendInfo
-from engines.bundle import Bundle
+from engines.bundle import Bundle, Score, find_bundle, load_bundle, write_bundle
 from engines.plans import CHEAP_PLAN, EXACT_PLAN
 
 MS = 1_000_000
@@ -256,10 +256,9 @@ def test_an_engine_that_fails_again_and_again_is_started_anew(open_line: Callabl
         line.at(0, line.worker.frame("s1", 2, 10))
 
 
-def limits(name: str) -> Calibration:
-    station = limits_by_hand(
-        Provenance.model_construct(), map_threshold=0.1, score_threshold=0.4, cascade_band=(-0.3, 0.3)
-    )
+def limits(name: str, **changes: Any) -> Calibration:
+    usual = {"map_threshold": 0.1, "score_threshold": 0.4, "cascade_band": (-0.3, 0.3)}
+    station = limits_by_hand(Provenance.model_construct(), **usual | changes)
     return Calibration.model_construct(stations={name: station})
 
 
@@ -281,6 +280,26 @@ def test_a_cascade_repaints_what_is_in_doubt_again_and_passes_the_rest_on(open_l
     uncalibrated = line.worker.frame("s1", 0, 10, DOUBTFUL)
     assert line.at(0, uncalibrated) == [("s1", 0)]
     assert exact.calls[-1] == [10, DOUBTFUL], "without a calibration all is exact"
+
+
+@pytest.mark.parametrize("adds_up", [False, True])
+def test_frames_whose_areas_are_added_up_are_passed_on_in_their_order(
+    open_line: Callable[..., Line], adds_up: bool, tmp_path: Path
+) -> None:
+    """A cascade is in doubt about every other one; elsewhere the judge has those that are sure at once."""
+    shipped = load_bundle(find_bundle("marker")).manifest
+    write_bundle(tmp_path / "area", shipped.model_copy(update={"score": Score(kind="area")}), {})
+    web: dict[str, Any] = {"scale_mm_per_px": 1.0, "web": {"mm_per_line": 1.0, "overlap_px": 24}}
+    web |= {"smallest_defect_mm2": 9.0} if adds_up else {}
+    station = CASCADE | web | {"frame": {"width_px": 448, "height_px": 200}, "bundle": str(tmp_path / "area")}
+    a_tile_alone = limits("s0", score_threshold=200 * 224, cascade_band=(-1.0, 1.0))
+    line = open_line(calibration=a_tile_alone, station=station, **in_batches(2))
+    frames = [line.worker.frame("s0", n, 10, 20 if n % 2 else DOUBTFUL) for n in range(4)]
+    sure = [] if adds_up else [("s0", 1)], [] if adds_up else [("s0", 3)]
+    assert [line.at(0, f) for f in frames] == [[], sure[0], [], sure[1]]
+    assert line.serving.slots() == {f.slot for f in (frames if adds_up else frames[::2])}
+    assert line.at(0) == [("s0", n) for n in (range(4) if adds_up else (0, 2))]
+    assert not line.serving.slots()
 
 
 def test_a_cheap_answer_that_is_no_picture_costs_its_frame_and_not_its_neighbour(

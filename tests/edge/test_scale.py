@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +28,7 @@ from edge.tiling import cut
 from edge.verdict import Decision
 from engines.backends import BackendInfo
 from engines.bundle import DirectMap, Score, SsimL1Map
+from tests.command import maskline
 
 SQUARES, SQUARE_MM = (9, 6), 5.0
 FOCAL_PX, SIZE = 3000.0, (480, 640)
@@ -127,11 +126,7 @@ def test_the_command_prints_what_the_recipe_takes(tmp_path: Path) -> None:
     path = tmp_path / "board.png"
     cv2.imwrite(str(path), board())
 
-    def scale(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "edge.cli", "scale", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60)
-
-    said = scale(str(path), "--squares", "9x6", "--square-mm", "5")
+    said = maskline("scale", path, "--squares", "9x6", "--square-mm", "5")
     assert said.returncode == 0, said.stderr
     line = said.stdout.splitlines()[0]
     name, value = line.split("#")[0].split("=")
@@ -142,12 +137,12 @@ def test_the_command_prints_what_the_recipe_takes(tmp_path: Path) -> None:
         (["--squares", "9by6"], "such as 9x6"),
         (["--squares", "8x5"], "not corners"),
     ):
-        refused = scale(str(path), *arguments, "--square-mm", "5")
+        refused = maskline("scale", path, *arguments, "--square-mm", "5")
         assert refused.returncode == 1
         assert words in refused.stderr
         assert "Traceback" not in refused.stderr
     (tmp_path / "none.png").write_bytes(b"nothing")
-    refused = scale(str(tmp_path / "none.png"), "--squares", "9x6", "--square-mm", "5")
+    refused = maskline("scale", tmp_path / "none.png", "--squares", "9x6", "--square-mm", "5")
     assert refused.returncode == 1
     assert "neither PNG" in refused.stderr
 

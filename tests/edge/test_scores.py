@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from edge import scores
 from edge.anomaly import NotFiniteError
+from edge.place.geometry import MAX_BOXES
 from edge.tiling import Box, Tiling, cut, grid, plan_prepare
 from engines.bundle import Score
 
@@ -48,7 +49,7 @@ def test_boxes_largest_first_and_bounded() -> None:
     assert scores.boxes(spots(), 0.95) == []
     dots = np.zeros((40, 40), np.float32)
     dots[::2, ::2] = 1
-    assert len(scores.boxes(dots, 0.5)) == scores.MAX_BOXES
+    assert len(scores.boxes(dots, 0.5)) == MAX_BOXES
 
 
 def test_view_score_is_the_worst_tile() -> None:

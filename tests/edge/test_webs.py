@@ -23,10 +23,11 @@ from edge.errors import ResourceError
 from edge.journal import Journal, write_turn
 from edge.messages import View, encode
 from edge.paths import journal_path
+from edge.place.geometry import MAX_BOXES
 from edge.plan import plan_station
 from edge.recipes import load_recipe
 from edge.report import collect_run
-from edge.scores import MAX_BOXES, boxes
+from edge.scores import boxes
 from edge.settings import Frame, Region, Source, Station, Tiling, Web, scoring_sha256
 from edge.testing import limits_by_hand
 from edge.tiling import Box

@@ -272,7 +272,7 @@ def test_a_stop_leaves_nothing_running(stop: signal.Signals, fleet: Fleet, tmp_p
         wait_until(lambda: any(" edge judge" in command for command in descendants(run.pid).values()))
         begun = descendants(run.pid)
         run.send_signal(stop)
-        _, error = run.communicate(timeout=30)
+        _, error = run.communicate(timeout=100)
     finally:
         run.kill()
         run.wait()

@@ -24,7 +24,7 @@ from edge.testing import wait_until
 from tests.replay.fleet_recordings import Fleet, descendants, record_fleet, replay_work
 from tests.replay.fleet_work import refusals, replay_on_ray
 
-pytestmark = [pytest.mark.line, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.line
 
 AT_ONCE = 2
 _ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "5eed" * 16}
@@ -67,13 +67,13 @@ def cluster(_environment: None) -> Iterator[Cluster]:
             ray = [sys.executable, "-m", "ray.scripts.scripts"]
             process = subprocess.Popen([*ray, *command.split(), *limits.split()], stdout=out, stderr=out)
         try:
-            wait_until(lambda: process.poll() is not None or b"Ray runtime started" in log.read_bytes(), 60)
+            wait_until(lambda: process.poll() is not None or b"Ray runtime started" in log.read_bytes())
             assert process.poll() is None, log.read_text()
             yield Cluster(f"127.0.0.1:{port}", process)
         finally:
             below = descendants(process.pid)
             process.terminate()
-            process.wait(30)
+            process.wait(100)
             for pid in below:
                 _kill(pid)
 
@@ -118,7 +118,7 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def _kill_one(cluster: Cluster, killed: list[int]) -> None:
-    wait_until(lambda: bool(cluster.replaying()), 120)
+    wait_until(lambda: bool(cluster.replaying()))
     killed.append(cluster.replaying()[0])
     os.kill(killed[0], signal.SIGKILL)
 

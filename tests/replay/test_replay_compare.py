@@ -219,3 +219,14 @@ def test_the_counts_of_different_parts_count_parts() -> None:
     now = [*before[:3], outcome(verdict(3, rejected()))]
     found = compare(before, now)
     assert (found.parts, found.different, len(found.differences) > 1) == (4, 1, True)
+
+
+def test_behind_a_frame_that_was_not_judged_a_web_may_add_up_to_something_else() -> None:
+    """As long as the area goes on: part 9 differs because part 8 does, and part 11 for no such reason."""
+    before = [outcome(verdict(7, refused(Reason.OVERLOAD))), *(outcome(verdict(n)) for n in (8, 9, 10, 11))]
+    scores = (0.25, 0.3, 0.35, 0.25, 0.3)
+    now = [outcome(verdict(n, view(score=score))) for n, score in enumerate(scores, 7)]
+    assert {d.part for d in compare(before, now).differences} == {8, 9, 11}
+    found = compare(before, now, adding_up=["near"])
+    assert {d.part for d in found.differences} == {11}
+    assert [(a.part, a.why) for a in found.apart] == [(n, Why.CLOCK) for n in (7, 8, 9)]
