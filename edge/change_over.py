@@ -16,15 +16,17 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 
-from calib.calibration import load_calibration
 from edge.errors import CalibrationError, MasklineError, RecipeError, ResourceError
 from edge.paths import calibration_path, write_durably
-from edge.plan import LinePlan, plan_line
 from edge.recipes import load_recipe
 from edge.settings import Recipe, scoring_sha256
+
+if TYPE_CHECKING:
+    from edge.plan import LinePlan
 
 __all__ = [
     "ChangeOverError",
@@ -132,6 +134,9 @@ def plan_change(request: Request, line: str, state_dir: Path) -> LinePlan:
     Raises MasklineError for what it could not run with: a broken recipe, one of another line, a missing bundle, no
     calibration for it.
     """
+    from calib.calibration import load_calibration  # an actuator asks and plans nothing
+    from edge.plan import plan_line
+
     recipe = load_recipe(request.recipe)
     if recipe.line != line:
         raise RecipeError(f"{request.recipe}: a recipe of line {recipe.line}, and this is line {line}")

@@ -17,9 +17,12 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,30}$")]
 
 
 class Section(BaseModel):
-    """A part of a recipe: it never changes, and an unknown field is an error."""
+    """A part of a recipe: it never changes, and an unknown field is an error.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    `defer_build`: pydantic makes the validator of what is read, once, and not of every part when it is imported.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class Region(Section):

@@ -16,12 +16,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 import zmq
 
-from calib.calibration import Calibration, load_calibration
 from edge.errors import MasklineError
 from edge.logs import configure_logs
 from edge.messages import MAX_MESSAGE_BYTES, FrameRef, Message, ProtocolError, decode, encode
@@ -30,6 +29,9 @@ from edge.plan import LinePlan, plan_line
 from edge.processes import BUILD, CHANNEL, GATE, RECORD, Process, capture
 from edge.settings import Recipe
 from edge.slab import Ending, EngineState, Orphans, Slab, State
+
+if TYPE_CHECKING:
+    from calib.calibration import Calibration
 
 __all__ = ["IDLE_MS", "Worker", "start_command"]
 
@@ -130,6 +132,8 @@ class Worker:
     def calibration(self) -> Calibration | None:
         """The calibration that was there when the line started, or None: one that is made meanwhile waits for the next
         start, so that no two processes ever judge by different thresholds."""
+        from calib.calibration import load_calibration
+
         return load_calibration(calibration_path(self.runtime_dir))
 
     def inbox(self) -> zmq.Socket[bytes]:

@@ -21,14 +21,14 @@ def loop_disk(folder: Path, mib: int) -> Iterator[Path]:
     with image.open("wb") as file:
         file.truncate(mib << 20)
     try:
-        subprocess.run(["mkfs.ext4", "-q", "-m", "0", image], check=True, capture_output=True, timeout=60)
-        subprocess.run(["mount", "-o", "loop", image, disk], check=True, capture_output=True, timeout=60)
+        subprocess.run(["mkfs.ext4", "-q", "-m", "0", image], check=True, capture_output=True, timeout=100)
+        subprocess.run(["mount", "-o", "loop", image, disk], check=True, capture_output=True, timeout=100)
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"cannot mount a small disk here: {error}")
     try:
         yield disk
     finally:
-        subprocess.run(["umount", "-l", disk], check=True, timeout=60)
+        subprocess.run(["umount", "-l", disk], check=True, timeout=100)
 
 
 def fill(disk: Path, leave_bytes: int = 0) -> Path:

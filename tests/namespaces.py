@@ -61,4 +61,4 @@ def two_boxes() -> Iterator[tuple[Box, Box]]:
 
 
 def _ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True, timeout=20)
+    subprocess.run(["ip", *words], check=True, capture_output=True, timeout=100)

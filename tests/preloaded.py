@@ -97,7 +97,7 @@ class Preloaded:
         compiler = shutil.which("cc") or pytest.skip("no C compiler (cc) here")
         library, self._sync_ms, self._ahead_s = (folder / name for name in ("preloaded.so", "sync_ms", "ahead_s"))
         command = [compiler, "-shared", "-fPIC", "-O1", "-o", str(library), "-x", "c", "-", "-ldl"]
-        subprocess.run(command, input=SOURCE, text=True, check=True, timeout=60)
+        subprocess.run(command, input=SOURCE, text=True, check=True, timeout=100)
         self.environment = {
             "LD_PRELOAD": str(library),
             "TEST_SYNC_MS": str(self._sync_ms),

@@ -24,7 +24,7 @@ def python(code: str, *arguments: str, cwd: Path, path: Path | None = None) -> s
     if path:
         environment["PYTHONPATH"] = str(path)
     command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=100, check=False)
 
 
 def make_foreign(
@@ -173,7 +173,7 @@ def test_make_says_which_python_it_needs(tmp_path: Path) -> None:
     if not make:
         pytest.skip("make is not installed here")
     command = [make, "-C", str(ROOT), "PYTHON=", f"VENV={tmp_path}/venv", "demo"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 2
     assert "no Python 3.10 to 3.12 with venv" in done.stderr
     assert not (tmp_path / "venv").exists()

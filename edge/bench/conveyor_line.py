@@ -21,12 +21,11 @@ from edge.actuators.belt import BeltSettings, End, Part
 from edge.actuators.conveyor import Conveyor
 from edge.actuators.panel import read_status
 from edge.recipes import load_recipe
-from edge.testing import RunningLine, calibrate_by_hand, wait_until
+from edge.testing import PATIENCE_S, RunningLine, calibrate_by_hand, wait_until
 
 __all__ = ["ACTUATOR", "LINE", "ConveyorLine", "RunningActuator", "conveyor_recipe"]
 
 LINE, ACTUATOR = "test", "ejector"
-UP_WITHIN_S = 60.0
 
 RECIPE = """
 line = "{line}"
@@ -126,7 +125,7 @@ class RunningActuator:
                 stdout=log,
             )
 
-    def stop(self, timeout_s: float = 15.0) -> int:
+    def stop(self, timeout_s: float = PATIENCE_S) -> int:
         """SIGTERM, and the exit code."""
         if self.popen.poll() is None:
             self.popen.send_signal(signal.SIGTERM)
@@ -200,7 +199,7 @@ class ConveyorLine:
         """The parts that have left the belt, or those of one end."""
         return [p for p in self.conveyor.truth() if where in (None, p.end)]
 
-    def wait_for(self, condition: Callable[[], bool], timeout_s: float = UP_WITHIN_S) -> None:
+    def wait_for(self, condition: Callable[[], bool], timeout_s: float = PATIENCE_S) -> None:
         """Poll until it is true; AssertionError with the logs after `timeout_s`."""
         try:
             wait_until(condition, timeout_s)

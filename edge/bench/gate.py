@@ -158,10 +158,12 @@ def _heard(subscriber: subprocess.Popen[str]) -> tuple[int, list[float]]:
 
 def _subscribe(endpoint: str, verdicts: int) -> None:
     latencies_ms: list[float] = []
+    here = False
     with Channel(endpoint, line=LINE, name="bench") as channel:
         for event in channel:
             now_ns = time.monotonic_ns()
-            if isinstance(event, Heartbeat) and not latencies_ms:
+            if isinstance(event, Heartbeat) and not here:
+                here = True
                 os.write(1, b"here\n")
             elif isinstance(event, Verdict):
                 latencies_ms.append((now_ns - event.views[0].stamps[3]) / 1e6)

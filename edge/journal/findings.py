@@ -113,7 +113,8 @@ def account(found: Verified) -> Iterator[str]:
         newest = f", the newest of verdict {seen.newest.seq}, kept {seen.newest.utc}" if seen.newest else ""
         others = f", {seen.other_epochs} of other journals" if seen.other_epochs else ""
         unreached = f", {seen.not_reached} of retired verdicts" if seen.not_reached else ""
-        yield f"  {seen.source}: {seen.matched} heads match{newest}{others}{unreached}"
+        match = "1 head matches" if seen.matched == 1 else f"{seen.matched} heads match"
+        yield f"  {seen.source}: {match}{newest}{others}{unreached}"
     yield from _unproved(found)
     for trouble in found.troubles:
         yield f"  WRONG: {trouble}"

@@ -6,9 +6,10 @@ import contextlib
 import signal
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import zmq
@@ -21,14 +22,18 @@ from edge.plan import plan_line
 from edge.processes import GATE, capture
 from edge.settings import Recipe
 from edge.slab import Slab, State
+from edge.testing import PATIENCE_S
 from edge.verdict import Decision
 from edge.verdicts import Event, Subscriber
 from edge.worker import Worker
 
-__all__ = ["HandGate", "boot_again", "cut_power", "good", "hand_gate", "recipe"]
+__all__ = ["GateClock", "HandGate", "boot_again", "cut_power", "good", "hand_gate", "recipe"]
 
 
-def recipe(stations: int = 1, *, same_lane: bool = False, deadline_ms: int = 60_000, **sections: object) -> Recipe:
+DEADLINE_MS = 60_000
+
+
+def recipe(stations: int = 1, *, same_lane: bool = False, deadline_ms: int = DEADLINE_MS, **sections: object) -> Recipe:
     """A recipe whose stations are s0, s1, ...; nobody captures for them."""
     return Recipe.model_validate(
         {
@@ -56,6 +61,38 @@ def recipe(stations: int = 1, *, same_lane: bool = False, deadline_ms: int = 60_
 def good(station: str, number: int, decision: Decision = Decision.PASS) -> ViewResult:
     """What the judge says of a part."""
     return ViewResult(station, number, time.monotonic_ns(), decision, score=0.1, threshold=0.5)
+
+
+class GateClock:
+    """The gate's clock, moved by the test: deadlines are long, so that a slow machine misses none, and pass at once."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._ahead_ns = 0
+        clocks = SimpleNamespace(monotonic_ns=self.now_ns, time_ns=time.time_ns, sleep=time.sleep)
+        monkeypatch.setattr("edge.gate.time", clocks)
+
+    def now_ns(self) -> int:
+        """What it says: triggers that the gate shall find in time are of now."""
+        return time.monotonic_ns() + self._ahead_ns
+
+    def pass_deadlines(self) -> None:
+        """Every deadline that a trigger has by now is over."""
+        self._ahead_ns += (DEADLINE_MS + 1) * 1_000_000
+
+    def pass_during_commit(self, line: HandGate, seq: int, stall_s: float = 0.0) -> None:
+        """The commit of verdict `seq`, the first that is tried, takes longer than its deadline."""
+        write, passed = line.journal.write, False
+
+        def stalls(work: Callable[[sqlite3.Connection], object]) -> object:
+            nonlocal passed
+            done = write(work)
+            if not passed and line.journal.last_seq() == seq:
+                passed = True
+                time.sleep(stall_s)
+                self.pass_deadlines()
+            return done
+
+        line.journal.write = stalls  # type: ignore[method-assign]
 
 
 class HandGate:
@@ -110,12 +147,11 @@ class HandGate:
             while events := self.client.poll(0):
                 self.heard += events
 
-    def until(self, condition: object, timeout_s: float = 20.0) -> None:
+    def until(self, condition: Callable[[], object]) -> None:
         """Let the gate turn until `condition()` is true."""
-        assert callable(condition)
-        give_up = time.monotonic() + timeout_s
+        give_up = time.monotonic() + PATIENCE_S
         while not condition():
-            assert time.monotonic() < give_up, f"not true within {timeout_s} s; heard {self.heard}"
+            assert time.monotonic() < give_up, f"not true within {PATIENCE_S} s; heard {self.heard}"
             self.turn()
 
     @property

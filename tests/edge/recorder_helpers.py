@@ -16,6 +16,7 @@ from edge.recorder.rolls import Bounds
 from edge.recorder.settings import RecordingSettings
 from edge.recorder.writing import Recorder
 from edge.recording import RecordedFrame, Recording
+from edge.testing import PATIENCE_S
 from edge.verdict import Decision
 
 __all__ = ["MIB", "SIDE", "Feed", "image_of", "numbers", "quickly", "record_into", "verdict_of"]
@@ -60,9 +61,9 @@ def verdict_of(result: ViewResult, trigger_ns: int, at_ns: int) -> Verdict:
 
 def quickly(condition: Callable[[], bool]) -> None:
     """`edge.testing.wait_until` for what takes a millisecond."""
-    give_up = time.monotonic() + 20
+    give_up = time.monotonic() + PATIENCE_S
     while not condition():
-        assert time.monotonic() < give_up, f"not true within 20 s: {condition}"
+        assert time.monotonic() < give_up, f"not true within {PATIENCE_S} s: {condition}"
         time.sleep(0.000_2)
 
 

@@ -147,7 +147,7 @@ def test_many_processes_write_one_chain(tmp_path: Path) -> None:
         "for i in range(20): AuditTrail(pathlib.Path(sys.argv[1])).record('x', sys.argv[2], i=i)"
     )
     writers = [subprocess.Popen([sys.executable, "-c", code, str(path), str(n)]) for n in range(3)]
-    assert [w.wait(60) for w in writers] == [0, 0, 0]
+    assert [w.wait(100) for w in writers] == [0, 0, 0]
     found = verify(path)
     assert (found.records, found.troubles) == (60, ())
 
@@ -188,7 +188,7 @@ def test_a_line_without_end_is_no_trail_to_write_to(trail: AuditTrail) -> None:
 def test_the_command_prints_the_trail_and_finds_what_was_changed(trail: AuditTrail) -> None:
     def maskline(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "edge.cli", "audit", "web", "--state-dir", str(trail.path.parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, capture_output=True, text=True, timeout=100)
 
     head = verify(trail.path).head
     printed = maskline("--head", head)

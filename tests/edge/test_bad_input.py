@@ -30,9 +30,7 @@ from tests.disks import fill, loop_disk
 from tests.listeners import Listener
 from tests.support import calibrate_marker, marker_recipe
 
-UP_WITHIN_S = 90.0
-
-pytestmark = [pytest.mark.line, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.line
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +45,7 @@ def maskline(*arguments: object, **environment: str) -> subprocess.CompletedProc
         env=os.environ | environment,
         capture_output=True,
         text=True,
-        timeout=UP_WITHIN_S,
+        timeout=100,
     )
 
 
@@ -100,13 +98,13 @@ def test_a_calibration_that_is_damaged(tmp_path: Path) -> None:
 def test_a_calibration_made_while_the_line_runs_waits_for_its_next_start(tmp_path: Path, runtime_dir: Path) -> None:
     recipe = marker_recipe(tmp_path, parts=None, rate_hz=20)
     with RunningLine(recipe, tmp_path / "state", runtime_dir) as line, Listener(line.endpoint) as heard:
-        wait_until(lambda: len(heard.verdicts) > 2, UP_WITHIN_S)
+        wait_until(lambda: len(heard.verdicts) > 2)
         calibrate_marker(recipe, tmp_path / "state")
         judge = line.children()["judge"]
         os.kill(judge, signal.SIGKILL)
-        wait_until(lambda: line.children().get("judge", judge) != judge, UP_WITHIN_S)
+        wait_until(lambda: line.children().get("judge", judge) != judge)
         before = len(heard.verdicts)
-        wait_until(lambda: any(v.reason is Reason.UNCALIBRATED for v in heard.verdicts[before:]), UP_WITHIN_S)
+        wait_until(lambda: any(v.reason is Reason.UNCALIBRATED for v in heard.verdicts[before:]))
         assert line.stop() == 0
     assert {v.decision for v in heard.verdicts} == {Decision.UNINSPECTED}
 
@@ -167,16 +165,16 @@ def test_strangers_messages_and_a_second_supervisor_disturb_nobody(tmp_path: Pat
     recipe = marker_recipe(tmp_path, parts=None, rate_hz=10, deadline_ms=20_000)
     calibrate_marker(recipe, tmp_path / "state")
     with RunningLine(recipe, tmp_path / "state", runtime_dir) as line, Listener(line.endpoint) as heard:
-        wait_until(lambda: len(heard.verdicts) > 3, UP_WITHIN_S)
+        wait_until(lambda: len(heard.verdicts) > 3)
         before = line.children()
         with pushing(runtime_dir) as names:
             assert {"gate", "prepare", "detect", "judge", "archive"} <= set(names)
             second = maskline("run", recipe, "--state-dir", tmp_path / "other")
         assert_told(second, 75, "line test is running already", str(line.popen.pid), "stop it first")
         count = len(heard.verdicts)
-        wait_until(lambda: len(heard.verdicts) > count + 10, UP_WITHIN_S)
+        wait_until(lambda: len(heard.verdicts) > count + 10)
         assert line.children() == before, "no process died of it"
-        assert line.stop(60) == 0
+        assert line.stop() == 0
         log = line.log.read_text()
     assert log.count("message_refused") >= 5 * 8
     assert "protocol version 99" in log
@@ -190,14 +188,14 @@ def test_a_state_directory_that_another_line_uses(tmp_path: Path, runtime_dir: P
     recipe = marker_recipe(tmp_path, parts=None, rate_hz=10, deadline_ms=20_000)
     calibrate_marker(recipe, tmp_path / "state")
     with RunningLine(recipe, tmp_path / "state", runtime_dir) as line, Listener(line.endpoint) as heard:
-        wait_until(lambda: len(heard.verdicts) > 0, UP_WITHIN_S)
+        wait_until(lambda: len(heard.verdicts) > 0)
         with_other_sockets = {"MASKLINE_RUNTIME_DIR": str(runtime_dir / "other")}
         second = maskline("run", recipe, "--state-dir", tmp_path / "state", **with_other_sockets)
         assert_told(second, 75, "gate needs what something else holds")
         assert "another gate writes this journal" in second.stderr
         count = len(heard.verdicts)
-        wait_until(lambda: len(heard.verdicts) > count + 5, UP_WITHIN_S)
-        assert line.stop(60) == 0
+        wait_until(lambda: len(heard.verdicts) > count + 5)
+        assert line.stop() == 0
 
 
 PICTURES = """
@@ -259,7 +257,7 @@ def test_every_bad_picture_is_a_part_with_its_reason(tmp_path: Path, runtime_dir
     calibrate_by_hand(load_recipe(recipe), tmp_path / "state")
     forget_station(tmp_path / "state", "fresh")
     with RunningLine(recipe, tmp_path / "state", runtime_dir) as line:
-        assert line.wait(UP_WITHIN_S) == 0, line.log.read_text()
+        assert line.wait() == 0, line.log.read_text()
         log = line.log.read_text()
 
     said: dict[str, list[Verdict]] = defaultdict(list)
@@ -301,7 +299,7 @@ def test_a_calibration_for_another_recipe_is_none(tmp_path: Path, runtime_dir: P
     tiling = "tiling = { region = { x_px = 0, y_px = 0, width_px = 224, height_px = 224 } }"
     recipe.write_text(recipe.read_text().replace('bundle = "marker"', f'bundle = "marker"\n{tiling}'))
     with RunningLine(recipe, tmp_path / "state", runtime_dir) as line:
-        assert line.wait(UP_WITHIN_S) == 0
+        assert line.wait() == 0
         assert "recipe_sha256 is" in line.log.read_text()
     verdicts = journal_verdicts(tmp_path / "state")
     assert [v.reason for v in verdicts] == [Reason.UNCALIBRATED] * 3
@@ -315,19 +313,19 @@ def test_a_full_disk_holds_the_verdicts_back_until_there_is_room(tmp_path: Path,
         calibrate_marker(recipe, state)
         # The log of the line is beside the state directory, where a user has it too: it may not stop the line either.
         with RunningLine(recipe, state, runtime_dir) as line, Listener(line.endpoint) as heard:
-            wait_until(lambda: len(heard.verdicts) > 10, UP_WITHIN_S)
+            wait_until(lambda: len(heard.verdicts) > 10)
             plug = fill(disk)
-            wait_until(lambda: heard.beats[-1].state is GateState.NOT_READY, UP_WITHIN_S)
+            wait_until(lambda: heard.beats[-1].state is GateState.NOT_READY)
             assert any("the disk is full" in t for t in heard.beats[-1].trouble)
             held_at = len(heard.verdicts)
             time.sleep(3.0)  # longer than any deadline
             assert len(heard.verdicts) == held_at, "nothing goes out that is not in the journal"
             assert heard.beats[-1].state is GateState.NOT_READY, "and the line says so all the while"
             plug.unlink()
-            wait_until(lambda: heard.beats[-1].state is GateState.READY, UP_WITHIN_S)
+            wait_until(lambda: heard.beats[-1].state is GateState.READY)
             passes = sum(v.decision is Decision.PASS for v in heard.verdicts)
-            wait_until(lambda: sum(v.decision is Decision.PASS for v in heard.verdicts) > passes + 10, UP_WITHIN_S)
-            assert line.stop(60) == 0
+            wait_until(lambda: sum(v.decision is Decision.PASS for v in heard.verdicts) > passes + 10)
+            assert line.stop() == 0
             assert "process_died" not in line.log.read_text()
         journaled = journal_verdicts(state)
     assert [v.seq for v in journaled] == list(range(1, len(journaled) + 1))

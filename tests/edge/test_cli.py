@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from edge.recording import Recording
+from tests.command import maskline
 from tests.support import RunningLine, calibrate_marker, journal_verdicts, marker_recipe
-
-
-def maskline(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "edge.cli", *map(str, arguments)],
-        env=os.environ | {"COLUMNS": "200"} | environment,
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
 
 
 def test_check_prints_the_resolved_recipe_its_tiles_and_its_hash(tmp_path: Path) -> None:
@@ -75,13 +63,14 @@ def test_simulate_writes_a_recording_with_its_truth(tmp_path: Path) -> None:
     assert f"'cam': {sum(t.bad for t in truths.values())}" in done.stdout
 
 
+@pytest.mark.line
 def test_a_run_leaves_pictures_and_a_report(tmp_path: Path, runtime_dir: Path) -> None:
     recipe = marker_recipe(tmp_path, parts=12, mode="lossless", slots=2)
     recipe.write_text(recipe.read_text().replace('keep = "none"', 'keep = "all"'))
     state = tmp_path / "state"
     calibrate_marker(recipe, state)
     with RunningLine(recipe, state, runtime_dir) as line:
-        assert line.wait(60) == 0, line.log.read_text()
+        assert line.wait() == 0, line.log.read_text()
     verdicts = journal_verdicts(state)
     assert len(verdicts) == 12
     for verdict in verdicts:
@@ -95,6 +84,7 @@ def test_a_run_leaves_pictures_and_a_report(tmp_path: Path, runtime_dir: Path) -
     assert "data:image/" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.line
 def test_bench_writes_one_flat_object(tmp_path: Path) -> None:
     done = maskline("bench", "transport", "--json", tmp_path / "figures.json")
     assert done.returncode in (0, 1), (

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -16,6 +14,7 @@ from edge.import_files import import_files
 from edge.recording import RecordedFrame, RecordedTrigger, Recording
 from edge.sources import Image
 from edge.sources.images import BadImageError
+from tests.command import maskline
 
 SECOND_NS = 1_000_000_000
 
@@ -209,10 +208,6 @@ def test_without_a_rate_each_source_keeps_its_own(tmp_path: Path) -> None:
 
 
 def test_the_commands_say_what_they_did_and_what_is_wrong(tmp_path: Path) -> None:
-    def maskline(*arguments: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "edge.cli", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=100)
-
     done = maskline("import", f"top={write_images(tmp_path / 'images', 4)}", "--out", tmp_path / "a.mcap")
     assert done.returncode == 0, done.stderr
     assert "top: 4 parts, 4 of 64 x 48 px, 1 channel, uint8" in done.stdout

@@ -124,7 +124,7 @@ def kill_after(writer: subprocess.Popen[str], commits: int) -> int:
     lines = [writer.stdout.readline() for _ in range(commits)]
     writer.kill()
     lines += writer.stdout.readlines()
-    writer.wait(10)
+    writer.wait(100)
     writer.stdout.close()
     return int(max((line for line in lines if line.endswith("\n")), key=int))
 
@@ -147,7 +147,7 @@ def test_a_writer_killed_while_it_makes_the_journal_leaves_none_that_is_half_mad
         wait_until(path.exists)
         time.sleep(delay_ms / 1000)
         writer.kill()
-        writer.wait(10)
+        writer.wait(100)
         assert writer.stdout is not None
         writer.stdout.close()
         Journal(path, commit_interval_ms=20, reserve_mib=1).close()
@@ -381,6 +381,6 @@ def test_the_end_of_the_writer_frees_the_lock(tmp_path: Path, open_journal: Open
     assert writer.stdout is not None
     writer.stdout.readline()
     writer.send_signal(signal.SIGKILL)
-    writer.wait(10)
+    writer.wait(100)
     writer.stdout.close()
     assert open_journal(path).next_numbers(1)["a"] >= 1

@@ -299,7 +299,7 @@ def test_a_verdict_that_came_during_the_sync_is_not_in_the_head_that_follows_it(
         monkeypatch.setattr(os, "fdatasync", held)
         monkeypatch.setattr(HeadsFile, "keep", noted)
         write_verdicts(journal, 1)
-        assert entered.wait(20)
+        assert entered.wait(100)
         write_verdicts(journal, 1)
         goes_on.set()
         wait_until(lambda: kept and kept[-1][0] == 2)

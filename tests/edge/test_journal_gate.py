@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sqlite3
 import time
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from gate_helpers import HandGate, boot_again, cut_power, good, hand_gate, recipe
+from gate_helpers import GateClock, HandGate, boot_again, cut_power, good, hand_gate, recipe
 from journal_helpers import keep_heads
 
 from edge.journal import JournalBusyError, newest, open_for_reading
@@ -21,13 +22,13 @@ from edge.paths import journal_path
 from edge.verdict import Decision, GateState
 
 
-def trigger(number: int) -> Trigger:
-    return Trigger("s0", number, time.monotonic_ns())
+def trigger(number: int, now_ns: Callable[[], int] = time.monotonic_ns) -> Trigger:
+    return Trigger("s0", number, now_ns())
 
 
-def answer(line: HandGate, number: int) -> None:
+def answer(line: HandGate, number: int, now_ns: Callable[[], int] = time.monotonic_ns) -> None:
     said = len(line.verdicts)
-    line.send(trigger(number), good("s0", number))
+    line.send(trigger(number, now_ns), good("s0", number))
     line.until(lambda: len(line.verdicts) == said + 1)
 
 
@@ -108,20 +109,12 @@ def test_a_head_that_somebody_kept_tells_what_a_power_cut_took(
 def test_a_verdict_that_was_taken_back_is_not_in_the_chain(
     runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with hand_gate(recipe(deadline_ms=300), runtime_dir, tmp_path / "state") as line:
-        write, slow = line.journal.write, iter([True])
-
-        def stalls(work: Callable[[sqlite3.Connection], object]) -> object:
-            done = write(work)
-            if next(slow, False):
-                time.sleep(0.5)  # past the deadline; the head that was kept meanwhile must not be of this verdict
-            return done
-
+    clock = GateClock(monkeypatch)
+    with hand_gate(recipe(), runtime_dir, tmp_path / "state") as line:
         answer(line, 0)
-        line.send(trigger(1), good("s0", 1))
-        time.sleep(0.1)  # both are there: one turn takes them
         monkeypatch.setattr("edge.journal.heads.KEEP_EVERY_S", 0.0)
-        monkeypatch.setattr(line.journal, "write", stalls)
+        clock.pass_during_commit(line, 2, stall_s=0.3)  # the head that is kept meanwhile must not be of this verdict
+        line.send(trigger(1), good("s0", 1))
         line.until(lambda: len(line.verdicts) == 2)
         assert line.verdicts[1].decision is Decision.UNINSPECTED
         answer(line, 2)
@@ -131,21 +124,26 @@ def test_a_verdict_that_was_taken_back_is_not_in_the_chain(
     assert found.proved == 3
 
 
-def test_a_gate_whose_journal_is_locked_by_an_outsider_holds_and_goes_on(runtime_dir: Path, tmp_path: Path) -> None:
-    with hand_gate(recipe(deadline_ms=2_000), runtime_dir, tmp_path / "state") as line:
+def test_a_gate_whose_journal_is_locked_by_an_outsider_holds_and_goes_on(
+    runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = GateClock(monkeypatch)
+    with hand_gate(recipe(), runtime_dir, tmp_path / "state") as line:
         answer(line, 0)
         with closing(sqlite3.connect(line.journal.path, isolation_level=None)) as outsider:
             outsider.execute("BEGIN IMMEDIATE")
             with pytest.raises(JournalBusyError, match="another program has locked the journal"):
                 line.journal.write(lambda db: None)
             line.send(trigger(1), good("s0", 1))
-            held_until = time.monotonic() + 3.0
-            beat = line.gate.heartbeat
+            beat, blocked = line.gate.heartbeat, itertools.count(1)
 
             def frees_it() -> None:
-                if time.monotonic() > held_until and outsider.in_transaction:
+                if line.gate.journal_blocked and (tried := next(blocked)) <= 3:
                     assert len(line.verdicts) == 1
-                    outsider.execute("ROLLBACK")
+                    if tried == 2:
+                        clock.pass_deadlines()
+                    if tried == 3:
+                        outsider.execute("ROLLBACK")
                 beat()
 
             line.gate.heartbeat = frees_it  # type: ignore[method-assign]
@@ -155,7 +153,7 @@ def test_a_gate_whose_journal_is_locked_by_an_outsider_holds_and_goes_on(runtime
         assert any(b.state is GateState.NOT_READY and "another program has locked" in b.trouble[0] for b in beats)
         assert line.verdicts[1].decision is Decision.UNINSPECTED, "its deadline passed meanwhile"
         line.until(lambda: line.last_beat.state is GateState.READY)
-        answer(line, 2)
+        answer(line, 2, clock.now_ns)
         assert line.verdicts[2].decision is Decision.PASS
         path = line.journal.path
     assert verify(path, [heads_path(path)]).ok

@@ -272,7 +272,6 @@ print(step)
 '''
 
 
-@pytest.mark.timeout(240)
 def test_a_retirement_killed_at_any_step_loses_nothing_and_is_finished_by_the_next(tmp_path: Path) -> None:
     path = tmp_path / "journal.sqlite"
     heads = leave_journal(path, 12, runs=3, open_triggers=1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -28,17 +27,10 @@ from edge.journal.heads import heads_path
 from edge.journal.select import Selection, pages
 from edge.messages import Verdict, decode, encode, field_names
 from edge.paths import journal_path
+from tests import command
 from tests.support import marker_recipe
 
-
-def maskline(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "edge.cli", "journal", *map(str, arguments)],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
+maskline = partial(command.maskline, "journal")
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +241,8 @@ def test_verify_says_what_it_found_and_what_it_cannot_prove(line: tuple[Path, Pa
     done = maskline("verify", recipe, "--state-dir", path.parent)
     assert done.returncode == 0, done.stderr
     assert "20 verdicts, 1 to 20, decided 2025-10-09T09:53:20.000000Z to 2025-10-10T04:53:20.000000Z" in done.stdout
-    assert "1 heads match, the newest of verdict 20" in done.stdout
+    kept = len(heads_path(path).read_text().splitlines())  # one at the end, and one before where the writing took long
+    assert f"{kept} {'head matches' if kept == 1 else 'heads match'}, the newest of verdict 20" in done.stdout
     assert "not proved: whether verdicts followed 20" in done.stdout
     assert "triggers and late results, which are not in the chain" in done.stdout
     heads_path(path).rename(path.parent / "elsewhere")
@@ -291,7 +284,7 @@ def test_retire_needs_a_line_that_stands_still(line: tuple[Path, Path], tmp_path
         ["sha256sum", "-c", segments[0].with_suffix(".sha256").name],
         cwd=tmp_path / "old",
         capture_output=True,
-        timeout=20,
+        timeout=100,
     )
     assert check.returncode == 0
 
@@ -301,7 +294,7 @@ def test_tail_shows_the_newest_and_follows_a_live_journal(tmp_path: Path) -> Non
     with closing(Journal(path, commit_interval_ms=100, reserve_mib=1)) as journal:
         write_verdicts(journal, 5)
         done = maskline("tail", path, "-n", "2")
-        assert [text.split()[1] for text in done.stdout.splitlines()[1:]] == ["4", "5"]
+        assert [text.split()[1] for text in done.stdout.splitlines()[-2:]] == ["4", "5"]
         tail = subprocess.Popen(
             [sys.executable, "-m", "edge.cli", "journal", "tail", str(path), "-n", "1", "-f", "--json"],
             stdout=subprocess.PIPE,
@@ -322,11 +315,11 @@ def test_tail_shows_the_newest_and_follows_a_live_journal(tmp_path: Path) -> Non
             told = [json.loads(tail.stdout.readline()) for _ in range(2)]
             assert [(v["seq"], v["score"]) for v in told] == [(6, 0.9), (7, 0.9)]
             tail.send_signal(signal.SIGINT)
-            assert tail.wait(20) == 0
+            assert tail.wait(100) == 0
             assert tail.stdout.read() == ""
         finally:
             watchdog.cancel()
             tail.kill()
-            tail.wait(10)
+            tail.wait(100)
             assert tail.stdout is not None
             tail.stdout.close()

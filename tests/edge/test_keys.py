@@ -233,7 +233,7 @@ def test_of_several_who_give_a_name_at_once_one_does(tmp_path: Path, keyring: Ke
     )
     state = tmp_path / "state"
     givers = [subprocess.Popen([sys.executable, "-c", code, str(state)], stdout=subprocess.PIPE) for _ in range(3)]
-    won = [int(word) for giver in givers for word in giver.communicate(timeout=60)[0].split()]
+    won = [int(word) for giver in givers for word in giver.communicate(timeout=100)[0].split()]
     assert [giver.returncode for giver in givers] == [0, 0, 0]
     assert sorted(won) == list(range(30))
     assert len(keyring.allowed()) == 30

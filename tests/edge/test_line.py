@@ -20,16 +20,13 @@ from tests.listeners import Listener
 from tests.support import calibrate_marker, marker_recipe
 
 PARTS = 25
-UP_WITHIN_S = 60.0
-
-pytestmark = pytest.mark.timeout(180)
 
 
 def play(recipe: Path, tmp_path: Path, runtime_dir: Path) -> Listener:
     """Run a recipe until it ends by itself, and listen."""
     calibrate_marker(recipe, tmp_path / "state")
     with RunningLine(recipe, tmp_path / "state", runtime_dir) as line, Listener(line.endpoint) as listener:
-        assert line.wait(UP_WITHIN_S) == 0, line.log.read_text()
+        assert line.wait() == 0, line.log.read_text()
     return listener
 
 
@@ -116,8 +113,8 @@ def test_sigterm_drains_what_is_in_flight(tmp_path: Path, runtime_dir: Path) -> 
     recipe = marker_recipe(tmp_path, parts=None, rate_hz=20, deadline_ms=20_000)
     calibrate_marker(recipe, tmp_path / "state")
     with RunningLine(recipe, tmp_path / "state", runtime_dir) as line, Listener(line.endpoint) as heard:
-        wait_until(lambda: len(heard.verdicts) > 5, UP_WITHIN_S)
-        assert line.stop(60) == 0
+        wait_until(lambda: len(heard.verdicts) > 5)
+        assert line.stop() == 0
     verdicts = journal_verdicts(tmp_path / "state")
     seen = triggers(tmp_path / "state")["s0"]
     assert [v.part for v in verdicts] == list(range(seen)), "every trigger that was seen has its verdict"

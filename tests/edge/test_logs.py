@@ -27,7 +27,7 @@ log.info("last")
 def test_events_that_cannot_be_written_cost_only_themselves(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with log.open("wb") as file:
-        subprocess.run([sys.executable, "-c", TALK], stderr=file, check=True, timeout=60)
+        subprocess.run([sys.executable, "-c", TALK], stderr=file, check=True, timeout=100)
     events = [json.loads(line) for line in log.read_text().splitlines() if line]
     assert [e["event"] for e in events] == ["first", "events_lost", "last"]
     assert events[1]["count"] == 2

@@ -169,7 +169,7 @@ def test_a_known_type_in_the_wrong_place_is_refused() -> None:
 def test_a_missing_field_is_named() -> None:
     fields = unpacked(VIEW_RESULT)
     del fields["number"]
-    with pytest.raises(ProtocolError, match="view_result: .*missing required field `number`"):
+    with pytest.raises(ProtocolError, match=r"view_result: .*missing required field `number`"):
         decode(msgpack.packb(fields), ViewResult)
 
 

@@ -23,10 +23,9 @@ from tests.disks import fill, loop_disk
 from tests.listeners import Listener
 from tests.support import calibrate_marker, marker_recipe
 
-pytestmark = [pytest.mark.line, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.line
 
 PARTS = 25
-UP_WITHIN_S = 60.0
 
 
 def recorded_frames(folder: Path, station: str) -> dict[int, RecordedFrame]:
@@ -48,7 +47,7 @@ def test_everything_that_passed_by_is_recorded(tmp_path: Path, runtime_dir: Path
     recipe = marker_recipe(tmp_path, stations=2, extra=extra, **usual)
     calibrate_marker(recipe, tmp_path / "state")
     with RunningLine(recipe, tmp_path / "state", runtime_dir) as line, Listener(line.endpoint) as heard:
-        assert line.wait(UP_WITHIN_S) == 0, line.log.read_text()
+        assert line.wait() == 0, line.log.read_text()
     folder = tmp_path / "state" / "recordings"
     recordings = [Recording(path) for path in sorted(folder.glob("*.mcap"))]
     assert len(recordings) > 1
@@ -83,13 +82,13 @@ def test_the_recorder_is_killed_and_no_verdict_is_missing(
     folder = tmp_path / "state" / "recordings"
     with RunningLine(recipe, tmp_path / "state", runtime_dir) as line, Listener(line.endpoint) as heard:
         for kills in range(2):
-            wait_until(lambda n=kills: len(list(folder.glob("*.mcap"))) > n, UP_WITHIN_S)
+            wait_until(lambda n=kills: len(list(folder.glob("*.mcap"))) > n)
             before = len(heard.verdicts)
-            wait_until(lambda b=before: len(heard.verdicts) > b + 10, UP_WITHIN_S)
+            wait_until(lambda b=before: len(heard.verdicts) > b + 10)
             victim = line.children()[RECORD]
             os.kill(victim, signal.SIGKILL)
-            wait_until(lambda v=victim: line.children().get(RECORD, v) != v, UP_WITHIN_S)
-        wait_until(lambda: len(list(folder.glob("*.mcap"))) > 2, UP_WITHIN_S)
+            wait_until(lambda v=victim: line.children().get(RECORD, v) != v)
+        wait_until(lambda: len(list(folder.glob("*.mcap"))) > 2)
         assert line.stop() == 0
     journal = journal_verdicts(tmp_path / "state")
     assert [v.part for v in journal] == list(range(len(journal)))
@@ -111,14 +110,14 @@ def test_a_full_disk_stops_the_recording_and_never_the_verdicts(tmp_path: Path, 
         )
         calibrate_marker(recipe, disk / "state")
         with RunningLine(recipe, disk / "state", runtime_dir) as line, Listener(line.endpoint) as heard:
-            wait_until(lambda: len(heard.verdicts) > 3, UP_WITHIN_S)
+            wait_until(lambda: len(heard.verdicts) > 3)
             plug = fill(disk, leave_bytes=3 << 20)
-            wait_until(lambda: "its disk is full" in " ".join(heard.beats[-1].trouble), UP_WITHIN_S)
+            wait_until(lambda: "its disk is full" in " ".join(heard.beats[-1].trouble))
             before = len(heard.verdicts)
-            wait_until(lambda: len(heard.verdicts) > before + 20, UP_WITHIN_S)
+            wait_until(lambda: len(heard.verdicts) > before + 20)
             assert heard.beats[-1].state is GateState.DEGRADED
             plug.unlink()
-            wait_until(lambda: heard.beats[-1].state is GateState.READY, UP_WITHIN_S)
+            wait_until(lambda: heard.beats[-1].state is GateState.READY)
             assert line.stop() == 0
         journal = journal_verdicts(disk / "state")
         assert [v.part for v in journal] == list(range(len(journal)))
@@ -136,13 +135,13 @@ def test_a_disk_that_hangs_leaves_frames_out_and_holds_up_nobody(tmp_path: Path,
         recipe = marker_recipe(tmp_path, parts=None, rate_hz=20, deadline_ms=2000, extra=extra)
         calibrate_marker(recipe, tmp_path / "state")
         with RunningLine(recipe, tmp_path / "state", runtime_dir) as line, Listener(line.endpoint) as heard:
-            wait_until(lambda: len(heard.verdicts) > 3, UP_WITHIN_S)
+            wait_until(lambda: len(heard.verdicts) > 3)
             recorder = line.children()[RECORD]
             with frozen(disk):
-                wait_until(lambda: "its disk is too slow" in " ".join(heard.beats[-1].trouble), UP_WITHIN_S)
+                wait_until(lambda: "its disk is too slow" in " ".join(heard.beats[-1].trouble))
                 before = len(heard.verdicts)
-                wait_until(lambda: len(heard.verdicts) > before + 20, UP_WITHIN_S)
-            wait_until(lambda: heard.beats[-1].state is GateState.READY, UP_WITHIN_S)
+                wait_until(lambda: len(heard.verdicts) > before + 20)
+            wait_until(lambda: heard.beats[-1].state is GateState.READY)
             assert line.children()[RECORD] == recorder, "the process lives: only its thread waited"
             assert line.stop() == 0
         journal = journal_verdicts(tmp_path / "state")
@@ -158,10 +157,10 @@ def test_a_disk_that_hangs_leaves_frames_out_and_holds_up_nobody(tmp_path: Path,
 
 @contextlib.contextmanager
 def frozen(disk: Path) -> Iterator[None]:
-    done = subprocess.run(["fsfreeze", "-f", disk], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["fsfreeze", "-f", disk], capture_output=True, text=True, timeout=100)
     if done.returncode:
         pytest.skip(f"cannot freeze a file system here: {done.stderr}")
     try:
         yield
     finally:
-        subprocess.run(["fsfreeze", "-u", disk], check=True, timeout=60)
+        subprocess.run(["fsfreeze", "-u", disk], check=True, timeout=100)

@@ -26,7 +26,7 @@ from edge.verdict import Reason
 from tests.disks import loop_disk
 from tests.support import marker_recipe
 
-PARTS, UP_WITHIN_S = 30, 60.0
+PARTS = 30
 
 
 def frames(path: Path, station: str = "s0") -> list[RecordedFrame]:
@@ -56,10 +56,10 @@ def test_a_live_source_is_recorded_until_somebody_says_stop(tmp_path: Path) -> N
     out = tmp_path / "out.mcap"
     process = subprocess.Popen([sys.executable, "-m", "edge.cli", "record", recipe, "--out", out])
     try:
-        wait_until(lambda: out.exists() and os.path.getsize(out) > 0, UP_WITHIN_S)
+        wait_until(lambda: out.exists() and os.path.getsize(out) > 0)
         wait_until(lambda: len(frames(out)) > 3)
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0
+        assert process.wait(100) == 0
     finally:
         process.kill()
         process.wait()

@@ -21,6 +21,7 @@ from edge.messages import MAX_MESSAGE_BYTES, FrameRef, Trigger, encode
 from edge.paths import calibration_path
 from edge.processes import capture
 from edge.slab import State
+from edge.testing import PATIENCE_S
 from edge.worker import Worker
 
 CAPTURE = capture("s0")
@@ -80,7 +81,7 @@ def test_a_slot_whose_descriptor_was_lost_comes_back(start: Start) -> None:
     slot, _ = source.slab.acquire("s0", source.process.index) or (-1, -1)
     source.slab.hand_over(slot, prepare.process.index)  # and dies before it sends
     frames = prepare.frames()
-    give_up = time.monotonic() + 20
+    give_up = time.monotonic() + PATIENCE_S
     while not prepare.slab.is_free(slot):
         assert time.monotonic() < give_up
         expose(source, 7)
@@ -104,15 +105,15 @@ def test_an_idle_loop_beats_and_ends_on_sigterm(start: Start) -> None:
     prepare = start("prepare")
     prepare.ready()
     assert counted(prepare, "state") == State.RUNNING
-    before = counted(prepare, "beat_ns")
-    end = time.monotonic() + 0.5
+    beats = [counted(prepare, "beat_ns")]
 
     def sigterm() -> None:
-        if time.monotonic() > end:
+        beats.append(counted(prepare, "beat_ns"))
+        if len(beats) == 4:
             signal.raise_signal(signal.SIGTERM)
 
     assert list(prepare.frames(each_turn=sigterm)) == []
-    assert counted(prepare, "beat_ns") - before > 200_000_000
+    assert beats == sorted(set(beats)), "once a turn"
 
 
 def test_ctrl_c_is_left_to_the_supervisor(start: Start) -> None:
@@ -171,7 +172,7 @@ def test_what_the_gate_knows_of_the_sources(start: Start) -> None:
 
 @pytest.mark.parametrize("arguments", [["gate"], [], ["nonsense"]])
 def test_a_process_that_no_supervisor_started_says_so(arguments: list[str]) -> None:
-    done = subprocess.run([sys.executable, "-m", "edge", *arguments], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-m", "edge", *arguments], capture_output=True, text=True, timeout=100)
     assert done.returncode == 1
     assert "maskline run" in done.stderr
     assert "Traceback" not in done.stderr

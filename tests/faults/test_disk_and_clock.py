@@ -15,7 +15,7 @@ from tests.disks import fill, loop_disk
 from tests.faults.storm_helpers import assert_nothing_wrong, weather
 from tests.preloaded import Preloaded
 
-pytestmark = [pytest.mark.line, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.line
 BEHIND_MS, STANDS_MS = 300, 60_000
 DAY_S = 86_400
 

@@ -17,7 +17,7 @@ from edge.keys import Keyring, make_pair
 from tests.faults.storm_helpers import assert_nothing_wrong, weather
 from tests.namespaces import Box, two_boxes
 
-pytestmark = [pytest.mark.line, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.line
 
 
 def cuts(line: Box, actuator: Box) -> list[Fault]:

@@ -16,7 +16,7 @@ from edge.bench.storm import storm
 from edge.processes import DETECT, GATE
 from tests.faults.storm_helpers import assert_nothing_wrong, weather
 
-pytestmark = [pytest.mark.line, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.line
 SLOW_TO_BE_REPLACED = {*CHILDREN} - {GATE, DETECT}
 """Up to ten seconds each: those the bench has."""
 

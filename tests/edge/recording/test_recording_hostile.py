@@ -29,7 +29,6 @@ from edge.sources.images import BadImageError
 HERE = Path(__file__).parent
 
 
-@pytest.mark.timeout(120)
 def test_a_thousand_mutations_are_read_as_far_as_they_go_or_refused(tmp_path: Path) -> None:
     """In a process whose address space may grow by 256 MiB, and no more than 48 MiB of it be used."""
     command = [sys.executable, HERE / "fuzz.py", tmp_path, "1000", "1"]
