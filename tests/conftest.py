@@ -31,8 +31,11 @@ _KEPT_FOR_THE_SESSION = (b"multiprocessing.resource_tracker", b"multiprocessing.
 
 def pytest_configure() -> None:
     """Orphans of a killed supervisor become our children instead of init's: so they can be seen. And no test sends
-    OpenVINO's usage statistics: without this module its import does not try. No test is timed."""
+    OpenVINO's usage statistics: without this module its import does not try. No test is timed. A shell has what it
+    starts in the background ignore Ctrl-C, which tests send to lines."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     hypothesis.settings.register_profile("maskline", deadline=None)
     hypothesis.settings.load_profile("maskline")

@@ -77,7 +77,7 @@ def test_the_command_ends_in_a_sentence_and_not_in_a_traceback(tmp_path: Path) -
 @pytest.mark.usefixtures("rtx")
 def test_engines_are_built_for_gpus_that_are_not_here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build = "engines.backends.tensorrt.build.build_engine"  # real ones: test_tensorrt_build.py
-    monkeypatch.setattr(build, lambda api, graph, target: f"engine for {target}".encode())
+    monkeypatch.setattr(build, lambda api, graph, target, beside: f"engine for {target}".encode())
     result = maskline("build", "texture-s", "--plan", "x16", "--target", "sm86,sm120")
     assert result.exception is None
     lines = result.stdout.splitlines()
