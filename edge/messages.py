@@ -2,8 +2,7 @@
 
 Every message is a map with `v` (schema version), `type` and the fields of its class. `decode` trusts nothing: a message
 from another version, of another type than expected, with a missing, unknown or wrongly typed field raises
-ProtocolError, and lengths are capped before anything is allocated. What says neither `v` nor `type` is taken for what
-is expected, if its fields are.
+ProtocolError, and lengths are capped before anything is allocated.
 """
 
 from __future__ import annotations
@@ -246,9 +245,13 @@ def decode(data: bytes, *expected: type[Any]) -> Any:
     if len(data) > MAX_MESSAGE_BYTES:
         raise ProtocolError(f"a message of {len(data)} bytes; at most {MAX_MESSAGE_BYTES} are allowed")
     try:
-        return _decoder(expected).decode(data)
+        message = _decoder(expected).decode(data)
     except _NOT_DECODED as error:
         raise ProtocolError(_trouble(data, expected, error)) from error
+    # msgspec takes a version, or the one type that is expected, for said when it is not; most say them in these bytes
+    if not (b"\xa4type" in data and b"\xa1v" in data) and not {"v", "type"} <= msgspec.msgpack.decode(data).keys():
+        raise ProtocolError(_trouble(data, expected))
+    return message
 
 
 def field_names(cls: type[msgspec.Struct]) -> list[str]:
@@ -286,8 +289,8 @@ def _decoder(expected: tuple[type[Any], ...]) -> msgspec.msgpack.Decoder[Any]:
     return msgspec.msgpack.Decoder(Union[expected])  # noqa: UP007 - of so many, known at run time
 
 
-def _trouble(data: bytes, expected: tuple[type[Any], ...], error: Exception) -> str:
-    """What is wrong with a message that cannot be decoded: one of another version has more to say than its fields."""
+def _trouble(data: bytes, expected: tuple[type[Any], ...], error: Exception | None = None) -> str:
+    """What is wrong with a message that is refused: version and type say more than `error` does of its fields."""
     try:
         fields = msgspec.msgpack.decode(data)
     except _NOT_DECODED:

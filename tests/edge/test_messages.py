@@ -162,6 +162,20 @@ def test_an_unknown_type_is_refused(name: object) -> None:
         decode(msgpack.packb({**unpacked(VIEW_RESULT), "type": name}), ViewResult)
 
 
+@pytest.mark.parametrize("expected", [(ViewResult,), (ViewResult, Trigger)])
+@pytest.mark.parametrize(("field", "message"), [("v", "version None"), ("type", "message type None; expected one of")])
+def test_a_message_says_its_version_and_type(field: str, message: str, expected: tuple[type[Any], ...]) -> None:
+    fields = unpacked(VIEW_RESULT)
+    del fields[field]
+    with pytest.raises(ProtocolError, match=message):
+        decode(msgpack.packb(fields), *expected)
+
+
+def test_keys_may_be_written_at_greater_length() -> None:
+    data = encode(VIEW_RESULT).replace(b"\xa4type", b"\xd9\x04type").replace(b"\xa1v", b"\xd9\x01v")
+    assert decode(data, ViewResult) == VIEW_RESULT
+
+
 def test_a_known_type_in_the_wrong_place_is_refused() -> None:
     with pytest.raises(ProtocolError, match="message type 'trigger'; expected one of"):
         decode(encode(Trigger("cam", 1, 2)), FrameRef)
