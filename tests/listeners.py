@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from edge.messages import Heartbeat, Verdict
+from edge.messages import GateState, Heartbeat, Verdict
 from edge.verdicts import Event, Subscriber
 
 __all__ = ["Listener"]
@@ -31,6 +31,15 @@ class Listener:
     @property
     def beats(self) -> list[Heartbeat]:
         return [e for e in list(self.events) if isinstance(e, Heartbeat)]
+
+    @property
+    def state(self) -> GateState | None:
+        """What the newest heartbeat says; None before the first."""
+        return self.beats[-1].state if self.beats else None
+
+    @property
+    def trouble(self) -> list[str]:
+        return self.beats[-1].trouble if self.beats else ["no heartbeat yet"]
 
     def __enter__(self) -> Listener:
         self._thread.start()

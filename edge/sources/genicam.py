@@ -154,6 +154,8 @@ class GenicamCamera:
             self._camera.gv_set_packet_size(self._settings.packet_bytes)
 
     def _start(self) -> None:
+        if self._camera.is_gv_device():  # Aravis' packet socket takes all traffic for frames until its filter is set
+            self._camera.gv_set_stream_options(self._aravis.GvStreamOption.PACKET_SOCKET_DISABLED)
         self._stream = self._camera.create_stream(None, None)
         self._packet_bytes = 0  # of the frame, in each packet
         if self._camera.is_gv_device():

@@ -69,14 +69,6 @@ def of(listener: Listener, lane: str) -> list[Verdict]:
     return [v for v in listener.verdicts if v.lane == lane]
 
 
-def trouble(listener: Listener) -> list[str]:
-    return listener.beats[-1].trouble if listener.beats else ["no heartbeat"]
-
-
-def state(listener: Listener) -> GateState | None:
-    return listener.beats[-1].state if listener.beats else None
-
-
 def assert_never_waited(verdicts: list[Verdict]) -> None:
     """Each part was inspected in time, one after the other."""
     assert [v.part for v in verdicts] == list(range(verdicts[0].part, verdicts[0].part + len(verdicts)))
@@ -88,8 +80,8 @@ def test_a_camera_that_is_not_there_from_the_start(tmp_path: Path, runtime_dir: 
     with RunningLine(recipe, tmp_path / "state", runtime_dir) as line, Listener(line.endpoint) as listener:
         wait_until(lambda: line.log.read_text().count("camera_away") >= 2)
         wait_until(lambda: len(of(listener, "s0")) >= 40)
-        assert state(listener) is GateState.DEGRADED
-        assert trouble(listener) == ["the camera of station cam is away and tried again: genicam 192.0.2.1"]
+        assert listener.state is GateState.DEGRADED
+        assert listener.trouble == ["the camera of station cam is away and tried again: genicam 192.0.2.1"]
         assert line.stop() == 0, line.log.read_text()
     log = [json.loads(entry) for entry in line.log.read_text().splitlines() if entry.startswith("{")]
     assert any("camera 192.0.2.1: cannot be opened" in entry.get("error", "") for entry in log)
@@ -134,16 +126,16 @@ def test_a_camera_that_goes_and_comes_back(tmp_path: Path, runtime_dir: Path) ->
         Listener(line.endpoint) as listener,
     ):
         wait_until(lambda: len(of(listener, "cam")) >= 10)
-        wait_until(lambda: state(listener) is GateState.READY)
+        wait_until(lambda: listener.state is GateState.READY)
         fake.kill()
-        wait_until(lambda: state(listener) is GateState.DEGRADED)
-        assert trouble(listener) == ["the camera of station cam is away and tried again: genicam 127.0.0.1"]
+        wait_until(lambda: listener.state is GateState.DEGRADED)
+        assert listener.trouble == ["the camera of station cam is away and tried again: genicam 127.0.0.1"]
         before, others = len(of(listener, "cam")), len(of(listener, "s0"))
         wait_until(lambda: len(of(listener, "s0")) >= others + 20)
         assert len(of(listener, "cam")) == before
         fake.start()
         wait_until(lambda: len(of(listener, "cam")) >= before + 10)
-        wait_until(lambda: state(listener) is GateState.READY)
+        wait_until(lambda: listener.state is GateState.READY)
         assert line.stop() == 0, line.log.read_text()
     assert_never_waited(of(listener, "s0"))
     seen = of(listener, "cam")
@@ -194,7 +186,7 @@ def test_the_ids_of_a_plc_reach_verdicts_journal_and_recording(tmp_path: Path, r
             return of(listener, "cam")[-1].part_id
 
         with Plc(port, 900) as plc:
-            wait_until(lambda: state(listener) is GateState.READY, 60)
+            wait_until(lambda: listener.state is GateState.READY, 60)
             wait_until(lambda: part_of(plc, plc.register + 1) is not None)  # the camera's clock is known then
             found = [part_of(plc, written) for written in (65_535, 1, None, 2)]
         wait_until(lambda: line.log.read_text().count("plc_away") > 0)

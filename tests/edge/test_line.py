@@ -119,7 +119,7 @@ def test_sigterm_drains_what_is_in_flight(tmp_path: Path, runtime_dir: Path) -> 
     seen = triggers(tmp_path / "state")["s0"]
     assert [v.part for v in verdicts] == list(range(seen)), "every trigger that was seen has its verdict"
     assert_heard_to_the_end(heard, verdicts)
-    assert heard.beats[-1].state is GateState.STOPPING
+    assert heard.state is GateState.STOPPING
     assert heard.beats[-1].open == 0
     inspected = [v for v in verdicts if v.decision is not Decision.UNINSPECTED]
     assert_each_part_got_its_own(inspected)

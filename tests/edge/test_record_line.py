@@ -112,12 +112,12 @@ def test_a_full_disk_stops_the_recording_and_never_the_verdicts(tmp_path: Path, 
         with RunningLine(recipe, disk / "state", runtime_dir) as line, Listener(line.endpoint) as heard:
             wait_until(lambda: len(heard.verdicts) > 3)
             plug = fill(disk, leave_bytes=3 << 20)
-            wait_until(lambda: "its disk is full" in " ".join(heard.beats[-1].trouble))
+            wait_until(lambda: "its disk is full" in " ".join(heard.trouble))
             before = len(heard.verdicts)
             wait_until(lambda: len(heard.verdicts) > before + 20)
-            assert heard.beats[-1].state is GateState.DEGRADED
+            assert heard.state is GateState.DEGRADED
             plug.unlink()
-            wait_until(lambda: heard.beats[-1].state is GateState.READY)
+            wait_until(lambda: heard.state is GateState.READY)
             assert line.stop() == 0
         journal = journal_verdicts(disk / "state")
         assert [v.part for v in journal] == list(range(len(journal)))
@@ -138,10 +138,10 @@ def test_a_disk_that_hangs_leaves_frames_out_and_holds_up_nobody(tmp_path: Path,
             wait_until(lambda: len(heard.verdicts) > 3)
             recorder = line.children()[RECORD]
             with frozen(disk):
-                wait_until(lambda: "its disk is too slow" in " ".join(heard.beats[-1].trouble))
+                wait_until(lambda: "its disk is too slow" in " ".join(heard.trouble))
                 before = len(heard.verdicts)
                 wait_until(lambda: len(heard.verdicts) > before + 20)
-            wait_until(lambda: heard.beats[-1].state is GateState.READY)
+            wait_until(lambda: heard.state is GateState.READY)
             assert line.children()[RECORD] == recorder, "the process lives: only its thread waited"
             assert line.stop() == 0
         journal = journal_verdicts(tmp_path / "state")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import statistics
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -245,6 +247,24 @@ def test_a_triggered_camera_is_silent_until_it_is_triggered(fake: FakeCamera) ->
         assert camera.grab(0.2) is None
 
 
+@pytest.fixture
+def _traffic() -> Iterator[None]:
+    """Packets on the camera's network that are not for it, as fast as they can be sent."""
+    code = "import socket; s = socket.socket(type=socket.SOCK_DGRAM)\nwhile True: s.sendto(bytes(48), ('127.0.0.1', 9))"
+    senders = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
+    yield
+    for sender in senders:
+        sender.kill()
+        sender.wait()
+
+
+@pytest.mark.usefixtures("_traffic")
+def test_other_traffic_is_not_taken_for_frames(fake: FakeCamera) -> None:
+    for _ in range(20):
+        with closing(GenicamCamera(station(64, 48, trigger={"kind": "edge", "source": "Software"}))) as camera:
+            assert camera.grab(0.05) is None
+
+
 def test_exposure_and_gain_are_set_and_what_no_recipe_names_is_said(fake: FakeCamera) -> None:
     with capture_logs() as logs, closing(GenicamCamera(station(64, 48, exposure_us=1234, gain_db=6))) as camera:
         assert camera._camera.get_exposure_time() == pytest.approx(1234)
@@ -294,11 +314,9 @@ WITH_COUNTERS = f"""
 @pytest.fixture
 def counting(tmp_path: Path, fake: FakeCamera) -> FakeCamera:
     """Counter0, its value in a register, and Counter1, in the next one."""
-    with closing(GenicamCamera(station(64, 48))) as camera:
-        xml = camera._camera.get_device().get_genicam_xml()[0]
     fake.kill()
     description = tmp_path / "with_counters.xml"
-    description.write_text(xml.replace("</RegisterDescription>", WITH_COUNTERS), encoding="utf-8")
+    description.write_text(fake.genicam().replace("</RegisterDescription>", WITH_COUNTERS), encoding="utf-8")
     fake.describe(description)
     fake.start()
     return fake
