@@ -13,7 +13,7 @@ MARKER_STATION = """
 [[stations]]
 name = "{name}"
 lane = "{lane}"
-bundle = "marker"
+bundle = "{engine}"
 frame = {{ width_px = 224, height_px = 224 }}
 slots = {slots}
 [stations.source]
@@ -37,15 +37,16 @@ def marker_recipe(
     mode: str = "live",
     triggers: str = "inferred",
     deadline_ms: int = 1000,
-    slots: int = 32,
+    slots: int = 64,
+    engine: str = "marker",
     extra: str = "",
 ) -> Path:
-    """Write a recipe whose frames carry their part number and truth."""
+    """Write a recipe whose frames carry their part number and truth. `engine`: "null", where others have none."""
     text = f"""
 line = "test"
 safe_state = "reject_all"
 line_ok = {{ wired = "none", because = "a test" }}
-engine = {{ backend = "marker" }}
+engine = {{ backend = "{engine}" }}
 deadline = {{ deadline_ms = {deadline_ms}, view_timeout_ms = 2000 }}
 journal = {{ reserve_mib = 1 }}
 pictures = {{ keep = "none" }}
@@ -56,6 +57,7 @@ pictures = {{ keep = "none" }}
             name=f"s{i}",
             lane="lane" if same_lane else f"s{i}",
             slots=slots,
+            engine=engine,
             mode=mode,
             triggers=triggers,
             rate_hz=rate_hz,

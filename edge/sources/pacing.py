@@ -20,7 +20,7 @@ from edge.verdict import Reason
 
 __all__ = ["QUEUE", "Feed", "PacedSource", "Part", "Rate", "Shot"]
 
-QUEUE = 8
+QUEUE = 32
 """Frames that a live source holds for a late poll, like the buffers of a camera's driver."""
 
 

@@ -40,9 +40,9 @@ CAMERA = """
 [[stations]]
 name = "cam"
 lane = "{lane}"
-bundle = "marker"
+bundle = "null"
 frame = {{ width_px = 224, height_px = 224 }}
-slots = 16
+slots = 64
 [stations.source]
 kind = "genicam"
 address = "{address}"
@@ -55,12 +55,12 @@ def two_stations(folder: Path, address: str, same_lane: bool = False) -> Path:
         folder,
         parts=None,
         rate_hz=20,
-        deadline_ms=5_000,
+        deadline_ms=20_000,
+        engine="null",
         same_lane=same_lane,
         extra="supervision = { restarts = 0, window_s = 3600 }",
     )
-    with recipe.open("a", encoding="utf-8") as file:
-        file.write(CAMERA.format(address=address, lane="lane" if same_lane else "cam"))
+    recipe.write_text(recipe.read_text() + CAMERA.format(address=address, lane="lane" if same_lane else "cam"))
     calibrate_marker(recipe, folder / "state")
     return recipe
 

@@ -83,12 +83,7 @@ def test_the_line_changes_over_and_stays_changed(tmp_path: Path, runtime_dir: Pa
 
 def test_parts_that_cannot_be_finished_are_said_to_be_of_the_change_over(tmp_path: Path, runtime_dir: Path) -> None:
     state = tmp_path / "state"
-    bottle, can = (recipe(tmp_path, name, calibrated=False, deadline_ms=600_000) for name in ("bottle", "can"))
-    for path in (bottle, can):
-        path.write_text(
-            path.read_text().replace('"marker" }', '"null" }').replace('bundle = "marker"', 'bundle = "null"')
-        )
-        calibrate_marker(path, state)
+    bottle, can = (recipe(tmp_path, name, deadline_ms=600_000, engine="null") for name in ("bottle", "can"))
     slow = {"MASKLINE__ENGINE__NULL_DELAY_MS": "60000", "MASKLINE__DEADLINE__DRAIN_MS": "100"}
     with RunningLine(bottle, state, runtime_dir, **slow) as line, Listener(line.endpoint) as heard:
         wait_until(lambda: bool(heard.beats) and heard.beats[-1].open > 3)

@@ -77,7 +77,7 @@ def test_the_recorder_is_killed_and_no_verdict_is_missing(
     tmp_path: Path, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SIGKILL at any moment costs the open chunk and what passes until there is another recorder: counted."""
-    recipe = marker_recipe(tmp_path, parts=None, rate_hz=20, deadline_ms=2000, extra="[recording]\nslots = 4")
+    recipe = marker_recipe(tmp_path, parts=None, rate_hz=20, deadline_ms=20_000, extra="[recording]\nslots = 4")
     calibrate_marker(recipe, tmp_path / "state")
     folder = tmp_path / "state" / "recordings"
     with RunningLine(recipe, tmp_path / "state", runtime_dir) as line, Listener(line.endpoint) as heard:
@@ -106,7 +106,7 @@ def test_the_recorder_is_killed_and_no_verdict_is_missing(
 def test_a_full_disk_stops_the_recording_and_never_the_verdicts(tmp_path: Path, runtime_dir: Path) -> None:
     with loop_disk(tmp_path, 32) as disk:
         recipe = marker_recipe(
-            tmp_path, parts=None, rate_hz=20, deadline_ms=2000, extra="[recording]\nencoding = 'raw'"
+            tmp_path, parts=None, rate_hz=20, deadline_ms=20_000, extra="[recording]\nencoding = 'raw'"
         )
         calibrate_marker(recipe, disk / "state")
         with RunningLine(recipe, disk / "state", runtime_dir) as line, Listener(line.endpoint) as heard:
@@ -132,7 +132,7 @@ def test_a_disk_that_hangs_leaves_frames_out_and_holds_up_nobody(tmp_path: Path,
     """A frozen file system: the write waits in the kernel, until it is thawed."""
     with loop_disk(tmp_path, 16) as disk:
         extra = f'[recording]\nfolder = "{disk}/rolls"\nslots = 4'
-        recipe = marker_recipe(tmp_path, parts=None, rate_hz=20, deadline_ms=2000, extra=extra)
+        recipe = marker_recipe(tmp_path, parts=None, rate_hz=20, deadline_ms=20_000, extra=extra)
         calibrate_marker(recipe, tmp_path / "state")
         with RunningLine(recipe, tmp_path / "state", runtime_dir) as line, Listener(line.endpoint) as heard:
             wait_until(lambda: len(heard.verdicts) > 3)

@@ -77,19 +77,19 @@ def test_a_late_poll_delays_nothing_that_follows() -> None:
 @pytest.mark.parametrize("kind", ["independent", "inferred"])
 def test_frames_that_waited_too_long_are_missed_but_their_parts_are_not_forgotten(kind: str) -> None:
     clock = FakeClock(START_NS)
-    feed = Feed(end=30)
+    feed = Feed(end=QUEUE + 22)
     stream = source(feed, clock, triggers=kind)
-    clock.now_ns += 20 * PERIOD_NS + 1
+    clock.now_ns += (QUEUE + 12) * PERIOD_NS + 1
     events = drain(stream)
-    assert [t.number for t in triggers(events)] == list(range(30))
-    lost = 20 - QUEUE + 1
-    assert feed.loaded == list(range(lost, 30))
+    assert [t.number for t in triggers(events)] == list(range(QUEUE + 22))
+    lost = 13
+    assert feed.loaded == list(range(lost, QUEUE + 22))
     if kind == "independent":
         assert [e.number for e in exposures(events) if e.reason is Reason.MISSED_FRAME] == list(range(lost))
         assert not any(t.missed for t in triggers(events))
     else:
         assert [t.number for t in triggers(events) if t.missed] == list(range(lost))
-        assert [e.number for e in exposures(events)] == list(range(lost, 30))
+        assert [e.number for e in exposures(events)] == list(range(lost, QUEUE + 22))
 
 
 def test_lossless_is_paced_by_who_polls_and_says_the_time_of_the_poll() -> None:
