@@ -96,8 +96,8 @@ def test_the_recorder_is_killed_and_no_verdict_is_missing(
     frames = recorded_frames(folder, "s0")
     last = Recording(sorted(folder.glob("*.mcap"))[-1])
     end = dict(last.metadata_records)["maskline.end"]
-    assert len(frames) == int(end["frames"])
-    assert len(frames) + int(end["frames_unrecorded"]) == len(journal), "each frame is there, or counted"
+    assert int(end["frames"]) + int(end["frames_unrecorded"]) == len(journal), "each frame is there, or counted"
+    assert len(frames) >= int(end["frames"]), "what was written just before a kill is there, and counted as missing"
     counted = [b.counters["frames_unrecorded"] for b in heard.events if isinstance(b, Heartbeat)]
     assert counted == sorted(counted)
     assert counted[-1] > 0
