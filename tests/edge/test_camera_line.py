@@ -186,7 +186,7 @@ def test_the_ids_of_a_plc_reach_verdicts_journal_and_recording(tmp_path: Path, r
             return of(listener, "cam")[-1].part_id
 
         with Plc(port, 900) as plc:
-            wait_until(lambda: listener.state is GateState.READY, 60)
+            wait_until(lambda: listener.state is GateState.READY)
             wait_until(lambda: part_of(plc, plc.register + 1) is not None)  # the camera's clock is known then
             found = [part_of(plc, written) for written in (65_535, 1, None, 2)]
         wait_until(lambda: line.log.read_text().count("plc_away") > 0)

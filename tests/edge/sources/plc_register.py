@@ -10,6 +10,7 @@ from pymodbus.server import ModbusTcpServer
 from pymodbus.simulator import DataType, SimData, SimDevice
 
 from edge.loop_thread import LoopThread
+from edge.testing import PATIENCE_S
 
 __all__ = ["ADDRESS", "UNIT", "Plc"]
 
@@ -31,7 +32,7 @@ class Plc:
         while not self.requests.empty():
             self.requests.get()
         for _ in range(3):
-            self.requests.get(timeout=20)
+            self.requests.get(timeout=PATIENCE_S)
 
     async def _answer(
         self, function: int, first: int, address: int, count: int, registers: list[int], values: object
