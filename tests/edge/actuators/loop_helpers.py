@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from edge.audit import AuditTrail, audit_path
 from edge.messages import Verdict
 from edge.verdict import Decision
 from edge.verdicts import Event
+from edge.webs.geometry import WebGeometry
 from tests.edge.actuators.actuator_helpers import BOOT, Events, actuator, heartbeat, verdict
 
 MS = 1_000_000
@@ -85,11 +86,12 @@ class Bench:
         commissioner: str = "",
         *,
         driver: Driver | None = None,
+        webs: Mapping[str, WebGeometry] | None = None,
         **changes: Any,
     ) -> None:
         self.folder, self.ms = folder, 0
         self.hardware, self.channel = Hardware(), Events()
-        self.driver = driver or self.hardware
+        self.driver, self.webs = driver or self.hardware, webs
         self.wanted: list[int] = []
         self.make = lambda: self._loop(safe_state, commissioner, changes)
         self.loop = self.make()
@@ -103,6 +105,7 @@ class Bench:
         return Loop(
             *(made, safe_state, self.driver, self.channel, latch, panel, audit),
             boot_id=BOOT,
+            webs=self.webs,
             commissioning=commissioning,
             change_recipe=self.wanted.append,
             clock=clock,

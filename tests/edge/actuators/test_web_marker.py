@@ -21,7 +21,7 @@ from edge.recipes import load_recipe
 from edge.verdict import Decision, Reason
 from edge.webs.geometry import WebGeometry
 from tests.edge.actuators.actuator_helpers import BOOT, EPOCH, actuator, heartbeat, verdict
-from tests.edge.actuators.test_loop import Bench
+from tests.edge.actuators.loop_helpers import Bench
 
 MS = 1_000_000
 AWAY = 300
@@ -258,37 +258,26 @@ def test_no_line_without_a_pass_goes_unmarked(frames: list[list[tuple[int, int, 
     assert len(marked - bad) <= 12 * sum(len(boxes or []) for boxes in frames), "marks that were joined"
 
 
-class TestInTheLoop:
+def test_in_the_loop_it_marks_and_tells(tmp_path: Path) -> None:
     """The same loop as an ejector's: LINE-OK, faults, commissioning."""
-
-    def bench(self, folder: Path) -> Bench:
-        fields = marker().model_dump(mode="json", exclude={"name", "lane", "drivers", "line_ok_ms"}, exclude_none=True)
-        return Bench(folder, "stop_line", **fields)
-
-    def test_it_marks_and_tells(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        from edge.actuators import loop
-
-        real = loop.Loop
-        monkeypatch.setattr(
-            "tests.edge.actuators.test_loop.Loop", lambda *a, **k: real(*a, **(k | {"webs": {"cam": web()}}))
-        )
-        bench = self.bench(tmp_path)
-        bench.hear(heartbeat())
-        bench.run(10)
-        start = bench.hardware.encoder
-        assert start is not None
-        for n, boxes in enumerate([(), ((0, 10, 4, 10),), ()]):
-            decision = Decision.REJECT if boxes else Decision.PASS
-            views = [view(decision, *boxes)]
-            bench.hear(verdict(n, decision, count=start + 100 * n, trigger_ns=(bench.ms + 1) * MS, views=views))
-        seen = []
-        for _ in range(AWAY + 290):
-            bench.turn()
-            seen.append((bench.hardware.encoder - start - AWAY, bench.hardware.ejecting))  # type: ignore[operator]
-        on = [c for c, ejecting in seen if ejecting and 0 <= c < 290]
-        assert (on[0], on[-1], len(on)) == (120, 139, 20)
-        assert [(p.number, p.why) for p in bench.hardware.told] == [(0, ""), (1, "reject")]
-        assert bench.run(20) > 2
+    fields = marker().model_dump(mode="json", exclude={"name", "lane", "drivers", "line_ok_ms"}, exclude_none=True)
+    bench = Bench(tmp_path, "stop_line", webs={"cam": web()}, **fields)
+    bench.hear(heartbeat())
+    bench.run(10)
+    start = bench.hardware.encoder
+    assert start is not None
+    for n, boxes in enumerate([(), ((0, 10, 4, 10),), ()]):
+        decision = Decision.REJECT if boxes else Decision.PASS
+        views = [view(decision, *boxes)]
+        bench.hear(verdict(n, decision, count=start + 100 * n, trigger_ns=(bench.ms + 1) * MS, views=views))
+    seen = []
+    for _ in range(AWAY + 290):
+        bench.turn()
+        seen.append((bench.hardware.encoder - start - AWAY, bench.hardware.ejecting))  # type: ignore[operator]
+    on = [c for c, ejecting in seen if ejecting and 0 <= c < 290]
+    assert (on[0], on[-1], len(on)) == (120, 139, 20)
+    assert [(p.number, p.why) for p in bench.hardware.told] == [(0, ""), (1, "reject")]
+    assert bench.run(20) > 2
 
 
 def test_a_marker_needs_an_encoder(tmp_path: Path) -> None:
