@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from network_helpers import stir
 
 from engines.architecture import MaeArchitecture
 from engines.mae import MaskedAutoencoder
@@ -36,10 +37,8 @@ def scrambled(architecture: MaeArchitecture, seed: int = 0) -> MaskedAutoencoder
     """A network whose answers vary about as much as the tiles do."""
     torch.manual_seed(seed)
     model = MaskedAutoencoder(architecture).eval()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(torch.randn_like(p) * (0.3 / max(1, p.shape[-1]) ** 0.5))
-        model.head.weight.mul_(2.0)
+    stir(model)
+    model.head.weight.data.mul_(2.0)
     return model
 
 

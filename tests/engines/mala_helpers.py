@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
 import torch
+from network_helpers import stir
 
 from engines.architecture import MalaArchitecture
 from engines.mala import Mala
 
-__all__ = ["TINY", "VARIANTS", "Numbers", "Pixels", "answer", "random_tiles", "scrambled"]
-
-Pixels = npt.NDArray[np.uint8]
-Numbers = npt.NDArray[np.float32]
+__all__ = ["TINY", "VARIANTS", "scrambled"]
 
 TINY = MalaArchitecture(
     tile_px=32,
@@ -41,17 +37,6 @@ def scrambled(a: MalaArchitecture, seed: int = 0) -> Mala:
     """A network whose answers vary with the tile and with the place."""
     torch.manual_seed(seed)
     network = Mala(a).eval()
-    with torch.no_grad():
-        for p in network.parameters():
-            p.add_(torch.randn_like(p) * (0.3 / max(1, p.shape[-1]) ** 0.5))
-        network.map_head[-1].weight.mul_(4)
+    stir(network)
+    network.map_head[-1].weight.data.mul_(4)
     return network
-
-
-def random_tiles(a: MalaArchitecture, count: int = 2, seed: int = 0) -> Pixels:
-    return np.random.default_rng(seed).integers(0, 256, (count, a.tile_px, a.tile_px, a.channels), np.uint8)
-
-
-def answer(network: Mala, tiles: Pixels) -> Numbers:
-    with torch.no_grad():
-        return np.asarray(network.eval()(torch.from_numpy(tiles)).numpy())

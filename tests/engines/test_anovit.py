@@ -6,11 +6,11 @@ from collections import Counter
 from functools import cache
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import pytest
 import torch
 from export_helpers import assert_tensorrt_builds, by_onnxruntime, in_every_precision
+from network_helpers import Numbers, Pixels, answer, random_tiles, stir
 from sklearn.metrics import roc_auc_score
 from texture_helpers import beside_the_mean_image, crops, photograph, real_images, stripes, with_defect
 from torch import nn
@@ -23,9 +23,6 @@ from engines.networks import build, count_work
 from engines.precision import PRECISIONS
 from engines.registry import ENGINES
 from engines.training import Schedule, Trainer
-
-Pixels = npt.NDArray[np.uint8]
-Numbers = npt.NDArray[np.float32]
 
 TINY = AnovitArchitecture(
     tile_px=64, patch_px=8, width=32, depth=2, heads=2, mlp_ratio=2.0, decoder_widths=(24, 16, 12, 12, 8)
@@ -41,19 +38,8 @@ def scrambled(architecture: AnovitArchitecture, seed: int = 0) -> AnoVit:
     """A network whose answers vary about as much as tiles do."""
     torch.manual_seed(seed)
     network = AnoVit(architecture).eval()
-    with torch.no_grad():
-        for p in network.parameters():
-            p.add_(torch.randn_like(p) * (0.3 / max(1, p.shape[-1]) ** 0.5))
+    stir(network)
     return network
-
-
-def repaint(network: AnoVit, tiles: Pixels) -> Numbers:
-    with torch.no_grad():
-        return np.asarray(network.eval()(torch.from_numpy(tiles)).numpy())
-
-
-def random_tiles(a: AnovitArchitecture, count: int = 2, seed: int = 0) -> Pixels:
-    return np.random.default_rng(seed).integers(0, 256, (count, a.tile_px, a.tile_px, a.channels), np.uint8)
 
 
 def fitted(a: AnovitArchitecture, images: list[Pixels], steps: int, batch: int, rate: float) -> tuple[AnoVit, Numbers]:
@@ -114,7 +100,7 @@ def test_tiles_of_any_kind_come_back_as_pictures(kind: str) -> None:
     network = scrambled(VARIANTS[kind])
     flat = [np.full((1, *random_tiles(VARIANTS[kind]).shape[1:]), level, np.uint8) for level in (0, 128, 255)]
     for tiles in (random_tiles(VARIANTS[kind]), *flat):
-        repainted = repaint(network, tiles)
+        repainted = answer(network, tiles)
         assert repainted.shape == tiles.shape
         assert repainted.dtype == np.float32
         assert 0 <= repainted.min() <= repainted.max() <= 1
@@ -156,7 +142,7 @@ def test_the_export_says_what_torch_says(kind: str) -> None:
     for count in (1, 3):
         tiles = random_tiles(VARIANTS[kind], count)
         tiles[0, :20, :20] = 255
-        wanted = repaint(network, tiles)
+        wanted = answer(network, tiles)
         assert wanted.std() > 0.05  # answers that do not vary would be equal for no reason
         np.testing.assert_allclose(by_onnxruntime(graph, tiles), wanted, atol=1e-4, rtol=0)
 
@@ -191,7 +177,7 @@ def test_small_faint_defects_rank_above_good_tiles() -> None:
         np.float32
     )
     truth = [0] * len(good) + [1] * len(bad)
-    ours = roc_auc_score(truth, np.concatenate([scores(x, repaint(network, x)) for x in (good, bad)]))
+    ours = roc_auc_score(truth, np.concatenate([scores(x, answer(network, x)) for x in (good, bad)]))
     trivial = roc_auc_score(truth, np.concatenate([scores(x, mean) for x in (good, bad)]))
     assert ours > 0.9
     assert ours > trivial + 0.15
@@ -207,7 +193,7 @@ def test_the_weave_is_repainted_and_a_small_spot_is_not() -> None:
     y, x = np.mgrid[: TINY.tile_px, : TINY.tile_px]
     spot = 25 * np.exp(-((y - 30) ** 2 + (x - 34) ** 2) / (2 * 2.5**2))[..., None]  # 6 pixels wide, 10 % of the range
     spotted = np.clip(tiles + np.rint(spot), 0, 255).astype(np.uint8)
-    before, after = repaint(network, tiles), repaint(network, spotted)
+    before, after = answer(network, tiles), answer(network, spotted)
     assert np.abs(before - tiles / 255).mean() < 0.25 * tiles.std() / 255
     copied = ((after - before) * spot / 255).sum() / ((spotted - tiles.astype(np.float32)) / 255 * spot / 255).sum()
     assert copied < 0.2
@@ -217,7 +203,7 @@ def test_the_loss_is_the_mean_square_and_draws_nothing() -> None:
     network, tiles, rng = scrambled(TINY), random_tiles(TINY, 3), np.random.default_rng(1)
     state = rng.bit_generator.state
     loss, error = network.loss(torch.from_numpy(tiles), rng, 0.5)
-    difference = repaint(network, tiles).astype(np.float64) - tiles / 255
+    difference = answer(network, tiles).astype(np.float64) - tiles / 255
     assert float(loss.detach()) == pytest.approx((difference**2).mean(), rel=1e-4)
     contrast = (tiles / 255).std((1, 2, 3), ddof=1)
     assert float(error) == pytest.approx((np.abs(difference).mean((1, 2, 3)) / contrast).mean(), rel=1e-4)
@@ -258,5 +244,5 @@ def test_architectures_survive_a_manifest() -> None:
 def test_a_real_fabric_is_told_from_its_defects_better_than_by_the_mean_good_image() -> None:
     images, px = real_images("aitex/fabric02"), ANOVIT_EDGE.tile_px
     network, _ = fitted(ANOVIT_EDGE, images.fit, 300, 8, 2e-3)
-    found = beside_the_mean_image(images, px, lambda tiles: repaint(network, tiles), ENGINES["anovit"].error_map)
+    found = beside_the_mean_image(images, px, lambda tiles: answer(network, tiles), ENGINES["anovit"].error_map)
     assert found.ours > found.alike + 0.05

@@ -11,7 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from export_helpers import assert_tensorrt_builds, by_onnxruntime, in_every_precision
-from mala_helpers import TINY, VARIANTS, answer, random_tiles, scrambled
+from mala_helpers import TINY, VARIANTS, scrambled
+from network_helpers import answer, random_tiles
 from skimage.metrics import structural_similarity
 from torch import Tensor
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mala_helpers import TINY, Numbers, Pixels, answer
+from mala_helpers import TINY
+from network_helpers import Numbers, Pixels, answer
 from sklearn.metrics import roc_auc_score
 from texture_helpers import beside_the_mean_image, crops, photograph, real_images, stripes, with_defect
 from torch import Tensor

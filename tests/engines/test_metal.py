@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from export_helpers import assert_tensorrt_builds, by_onnxruntime, in_every_precision
+from network_helpers import Numbers, Pixels, answer, random_tiles, stir
 from skimage.metrics import structural_similarity
 from sklearn.metrics import roc_auc_score
 from texture_helpers import beside_the_mean_image, crops, photograph, real_images, stripes, with_defect
@@ -28,9 +29,6 @@ from engines.networks import build, count_work
 from engines.precision import PRECISIONS
 from engines.registry import ENGINES
 from engines.training import Schedule, Trainer
-
-Pixels = npt.NDArray[np.uint8]
-Numbers = npt.NDArray[np.float32]
 
 TINY = MetalArchitecture(tile_px=32, patch_px=8, width=16, heads=2)
 VARIANTS = {
@@ -47,19 +45,8 @@ def scrambled(architecture: MetalArchitecture, seed: int = 0) -> MaskedTransform
     """A network whose answers vary with the tile and with the place."""
     torch.manual_seed(seed)
     network = MaskedTransformer(architecture).eval()
-    with torch.no_grad():
-        for p in network.parameters():
-            p.add_(torch.randn_like(p) * (1 / max(1, p.shape[-1]) ** 0.5))
+    stir(network, by=1)
     return network
-
-
-def repaint(network: MaskedTransformer, tiles: Pixels) -> Numbers:
-    with torch.no_grad():
-        return np.asarray(network.eval()(torch.from_numpy(tiles)).numpy())
-
-
-def random_tiles(a: MetalArchitecture, count: int = 2, seed: int = 0) -> Pixels:
-    return np.random.default_rng(seed).integers(0, 256, (count, a.tile_px, a.tile_px, a.channels), np.uint8)
 
 
 def changed_in_turn(a: MetalArchitecture) -> tuple[Tensor, Tensor]:
@@ -221,7 +208,7 @@ def test_the_export_says_what_torch_says(kind: str, attention: str) -> None:
     for count in (1, 3):
         tiles = random_tiles(VARIANTS[kind], count)
         tiles[0, :20, :20] = 255
-        wanted = repaint(network, tiles)
+        wanted = answer(network, tiles)
         assert wanted.std() > 0.05  # answers that do not vary would be equal for no reason
         np.testing.assert_allclose(by_onnxruntime(graph, tiles), wanted, atol=1e-4, rtol=0)
 
@@ -290,7 +277,7 @@ def test_small_faint_defects_rank_above_good_tiles() -> None:
     bad = np.stack([with_defect(tile, rng) for tile in crops([image], 50, rng, px)])
     mean = np.broadcast_to(crops([image], 50, rng, px).mean(0) / np.float32(255), good.shape).astype(np.float32)
     truth = [0] * len(good) + [1] * len(bad)
-    ours = roc_auc_score(truth, np.concatenate([scores(x, repaint(network, x)) for x in (good, bad)]))
+    ours = roc_auc_score(truth, np.concatenate([scores(x, answer(network, x)) for x in (good, bad)]))
     trivial = roc_auc_score(truth, np.concatenate([scores(x, mean) for x in (good, bad)]))
     assert ours > 0.9
     assert ours > trivial + 0.15
@@ -330,7 +317,7 @@ def test_tiles_of_one_grey_come_back_as_pictures() -> None:
     for a in VARIANTS.values():
         network = scrambled(a)
         for level in (0, 128, 255):
-            repainted = repaint(network, np.full((1, a.tile_px, a.tile_px, a.channels), level, np.uint8))
+            repainted = answer(network, np.full((1, a.tile_px, a.tile_px, a.channels), level, np.uint8))
             assert repainted.shape == (1, a.tile_px, a.tile_px, a.channels)
             assert repainted.dtype == np.float32
             assert 0 <= repainted.min() <= repainted.max() <= 1
@@ -368,6 +355,6 @@ def test_a_real_fabric_is_told_from_its_defects_better_than_by_the_mean_good_ima
     images = real_images("aitex/fabric02")
     network = fitted(METAL_EDGE, images.fit, 200, 16)
     px, spec = METAL_EDGE.tile_px, ENGINES["metal"].error_map
-    found = beside_the_mean_image(images, px, lambda tiles: repaint(network, tiles), spec)
+    found = beside_the_mean_image(images, px, lambda tiles: answer(network, tiles), spec)
     assert found.ours > found.alike + 0.05
     assert found.ours > found.signed

@@ -13,6 +13,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from network_helpers import Pixels, answer, random_tiles
 from sklearn.metrics import roc_auc_score
 from texture_helpers import beside_the_mean_image, crops, photograph, real_images, stripes, with_defect
 from torch import Tensor, nn
@@ -23,8 +24,6 @@ from engines.corruption import Corruption, corrupt_tiles
 from engines.differences import ssim
 from engines.registry import ENGINES
 from engines.sdc import SdcAutoencoder, folded, local_light
-
-Pixels = npt.NDArray[np.uint8]
 
 TINY = SdcArchitecture(
     tile_px=64,
@@ -56,15 +55,6 @@ def scrambled(architecture: SdcArchitecture, seed: int = 0) -> SdcAutoencoder:
             module.weight.data.uniform_(0.5, 1.5)
             module.bias.data.normal_(0, 0.2)
     return network
-
-
-def repaint(network: SdcAutoencoder, tiles: Pixels) -> npt.NDArray[np.float32]:
-    with torch.no_grad():
-        return np.asarray(network.eval()(torch.from_numpy(tiles)).numpy())
-
-
-def random_tiles(a: SdcArchitecture, count: int = 2, seed: int = 0) -> Pixels:
-    return np.random.default_rng(seed).integers(0, 256, (count, a.tile_px, a.tile_px, a.channels), np.uint8)
 
 
 def fitted(a: SdcArchitecture, images: list[Pixels], steps: int) -> tuple[SdcAutoencoder, list[float]]:
@@ -133,7 +123,7 @@ SIZES = {"paper": SDC_PAPER, "edge": SDC_EDGE}
 def test_any_multiple_of_the_stride_will_do(kind: str, height: int, width: int) -> None:
     a = VARIANTS[kind]
     tiles = np.random.default_rng(0).integers(0, 256, (3, height, width, a.channels), np.uint8)
-    repainted = repaint(scrambled(a), tiles)
+    repainted = answer(scrambled(a), tiles)
     assert repainted.shape == tiles.shape
     assert repainted.dtype == np.float32
     assert 0 <= repainted.min() < repainted.max() <= 1
@@ -141,9 +131,9 @@ def test_any_multiple_of_the_stride_will_do(kind: str, height: int, width: int) 
 
 def test_tiles_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="tiles are 62 x 64, expected multiples of the network's stride of 4"):
-        repaint(scrambled(TINY), np.zeros((1, 62, 64, 1), np.uint8))
+        answer(scrambled(TINY), np.zeros((1, 62, 64, 1), np.uint8))
     with pytest.raises(ValueError, match="tiles have 3 channels, expected 1"):
-        repaint(scrambled(TINY), np.zeros((1, 64, 64, 3), np.uint8))
+        answer(scrambled(TINY), np.zeros((1, 64, 64, 3), np.uint8))
 
 
 @pytest.mark.parametrize("kind", VARIANTS)
@@ -155,7 +145,7 @@ def test_the_export_says_what_torch_says(kind: str) -> None:
     for count in (1, 3):
         tiles = random_tiles(VARIANTS[kind], count)
         tiles[0, :20, :20] = 255
-        wanted = repaint(network, tiles)
+        wanted = answer(network, tiles)
         assert wanted.std() > 0.02  # answers that do not vary would be equal for no reason
         np.testing.assert_allclose(session.run(None, {"tiles": tiles})[0], wanted, atol=1e-4, rtol=0)
 
@@ -181,7 +171,7 @@ def test_folding_leaves_the_network_itself_alone() -> None:
     network = scrambled(TINY)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     tiles = random_tiles(TINY)
-    np.testing.assert_allclose(repaint(folded(network), tiles), repaint(network, tiles), atol=1e-5, rtol=0)
+    np.testing.assert_allclose(answer(folded(network), tiles), answer(network, tiles), atol=1e-5, rtol=0)
     assert all(torch.equal(value, network.state_dict()[name]) for name, value in before.items())
 
 
@@ -189,17 +179,17 @@ def test_folding_leaves_the_network_itself_alone() -> None:
 def test_light_and_contrast_do_not_matter_with_local_normalisation(kind: str) -> None:
     network, rng = scrambled(VARIANTS[kind]), np.random.default_rng(0)
     tiles = rng.integers(100, 140, (2, 64, 64, VARIANTS[kind].channels), np.uint8)
-    dark, bright = repaint(network, tiles - 60), repaint(network, tiles)
+    dark, bright = answer(network, tiles - 60), answer(network, tiles)
     inside = (dark > 0.01) & (bright < 0.99)
     assert inside.mean() > 0.8
     np.testing.assert_allclose((dark + np.float32(60 / 255))[inside], bright[inside], atol=1e-4, rtol=0)
-    strong = repaint(network, ((tiles.astype(int) - 100) * 2 + 60).astype(np.uint8))
+    strong = answer(network, ((tiles.astype(int) - 100) * 2 + 60).astype(np.uint8))
     inside = (strong > 0.01) & (strong < 0.99)
     expected = (bright - np.float32(100 / 255)) * 2 + np.float32(60 / 255)
     np.testing.assert_allclose(expected[inside], strong[inside], atol=1e-3, rtol=0)
     plain = scrambled(TINY)
     grey = tiles[..., :1]
-    assert np.abs(repaint(plain, grey - 60) + np.float32(60 / 255) - repaint(plain, grey)).max() > 0.05
+    assert np.abs(answer(plain, grey - 60) + np.float32(60 / 255) - answer(plain, grey)).max() > 0.05
 
 
 def test_local_light_is_the_mean_and_deviation_around_each_place() -> None:
@@ -216,7 +206,7 @@ def test_black_white_and_flat_tiles_are_finite() -> None:
     for a in VARIANTS.values():
         network = scrambled(a)
         for level in (0, 128, 255):
-            assert np.isfinite(repaint(network, np.full((1, 64, 64, a.channels), level, np.uint8))).all()
+            assert np.isfinite(answer(network, np.full((1, 64, 64, a.channels), level, np.uint8))).all()
 
 
 @pytest.mark.parametrize(("objective", "normalise"), [(1, "none"), (1, "local"), (3, "none")])
@@ -233,7 +223,7 @@ def test_small_faint_defects_rank_above_good_tiles() -> None:
     mean = crops(image, 50, rng, TINY.tile_px).mean(0) / 255
     truth = [0] * len(good) + [1] * len(bad)
     ours = roc_auc_score(
-        truth, [peak(t / 255 - r) for x in (good, bad) for t, r in zip(x, repaint(network, x), strict=True)]
+        truth, [peak(t / 255 - r) for x in (good, bad) for t, r in zip(x, answer(network, x), strict=True)]
     )
     trivial = roc_auc_score(truth, [peak(t / 255 - mean) for x in (good, bad) for t in x])
     assert ours > 0.9
@@ -248,7 +238,7 @@ def peak(error: npt.NDArray[np.floating]) -> float:
 def test_a_real_fabric_is_told_from_its_defects_better_than_by_the_mean_good_image() -> None:
     images, a = real_images("aitex/fabric02"), TINY.model_copy(update={"normalise": "local"})
     network, _ = fitted(a, images.fit, 400)
-    found = beside_the_mean_image(images, a.tile_px, lambda tiles: repaint(network, tiles), ENGINES["sdc"].error_map)
+    found = beside_the_mean_image(images, a.tile_px, lambda tiles: answer(network, tiles), ENGINES["sdc"].error_map)
     assert found.ours > found.alike + 0.05
     assert found.ours > found.signed
 
@@ -259,9 +249,9 @@ def test_a_fitted_network_filters_and_otherwise_copies() -> None:
     network = fitted_on_stripes()
     inside = masks > 0.9
     before = np.abs(corrupted / 255 - tiles / 255)[..., 0][inside].mean()
-    after = np.abs(repaint(network, corrupted) - tiles / 255)[..., 0][inside].mean()
+    after = np.abs(answer(network, corrupted) - tiles / 255)[..., 0][inside].mean()
     assert after < 0.4 * before
-    assert np.abs(repaint(network, tiles) - tiles / 255).mean() < 0.3 * tiles.std() / 255
+    assert np.abs(answer(network, tiles) - tiles / 255).mean() < 0.3 * tiles.std() / 255
 
 
 @pytest.mark.parametrize("options", [{}, {"objective": 3, "corrupted_weight": 0.9}])
@@ -281,7 +271,7 @@ def test_objective_1_weighs_the_means_over_both_parts() -> None:
     tiles = random_tiles(TINY, 3)
     loss, _ = network.loss(torch.from_numpy(tiles), np.random.default_rng(4))
     corrupted, masks = corrupt_tiles(tiles, np.random.default_rng(4), specks)
-    squared = ((repaint(network, corrupted).astype(np.float64) - tiles / 255) ** 2)[..., 0]
+    squared = ((answer(network, corrupted).astype(np.float64) - tiles / 255) ** 2)[..., 0]
     expected = [
         0.8 * (m * e).sum() / m.sum() + 0.2 * ((1 - m) * e).sum() / (1 - m).sum()
         for m, e in zip(masks.astype(np.float64), squared, strict=True)
