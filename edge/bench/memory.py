@@ -17,7 +17,8 @@ __all__ = ["BUDGETS", "run"]
 
 BUDGETS = {"pipeline.rss_slope_mib_per_1000": Budget(at_most=0.02)}
 
-FRAMES, RATE_HZ, WARM_UP = 20_000, 250.0, 4_000
+FRAMES, RATE_HZ, WARM_UP = 40_000, 250.0, 20_000
+"""The channel keeps the newest 4,096 verdicts, and its allocator settles some ten thousand later."""
 _PAGE_MIB = os.sysconf("SC_PAGESIZE") / 2**20
 
 
