@@ -28,7 +28,7 @@ from engines.bundle import ErrorMap, Score
 
 __all__ = ["GoodView", "StationSpec", "Targets", "assemble", "fit_station"]
 
-CASCADE_RATE = 0.005
+CASCADE_RATE = 1 / 300
 """Of parts, each way: so many may have an exact score that lies outside of what the cheap one lets expect."""
 
 

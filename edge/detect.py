@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Iterator
 from msgspec.structs import replace
 
 from edge.batching import Batch, Piece, Schedule, Share, SideBySide
-from edge.detector import open_detectors
+from edge.detector import Detector, Doubt, open_detectors
 from edge.errors import EXIT_STALE, StaleEngineError
 from edge.ledger import MARGIN_NS
 from edge.messages import FrameRef
@@ -52,6 +52,11 @@ def _cost_ns(backend: Backend, arrays: SideBySide, batch: int) -> int:
     return time.monotonic_ns() - began_ns
 
 
+def _again(detector: Detector) -> Backend | Detector:
+    """Who looks again at what is in doubt."""
+    return detector if detector.asks_for_blocks else detector.exact
+
+
 class Serving:
     """The frames that are in detect's hands, on their way through the engines."""
 
@@ -67,8 +72,12 @@ class Serving:
                 users.setdefault(backend, []).append(detector.plan)
         self._engines = {backend: _side_by_side(recipe.engine, stations) for backend, stations in users.items()}
         batch = recipe.engine.batch
-        self._schedule = Schedule({b: (batch, _cost_ns(b, e, batch)) for b, e in self._engines.items()})
+        # Whole tiles go through an engine; blocks that are in doubt are for the detector that knows which.
+        costs: dict[Backend | Detector, tuple[int, int]] = dict.fromkeys(self._detectors.values(), (1, 0))
+        costs |= {b: (batch, _cost_ns(b, e, batch)) for b, e in self._engines.items()}
+        self._schedule = Schedule(costs)
         self._frames: dict[int, FrameRef] = {}
+        self._doubts: dict[int, Doubt] = {}
         self._in_order = {name for name, d in self._detectors.items() if d.plan.carry is not None}
         self._done: dict[int, FrameRef] = {}  # those that wait for an earlier one
         self._deadline_ns = recipe.deadline.deadline_ms * 1_000_000
@@ -94,7 +103,7 @@ class Serving:
             return
         detector = self._detectors[frame.station]
         first, count = detector.first(self._limits.get(frame.station)), detector.plan.prepare.tiles_shape[0]
-        again_ns = self._schedule.cost_ns(detector.exact, count) if first is detector.cheap else 0
+        again_ns = self._schedule.cost_ns(_again(detector), count) if first is detector.cheap else 0
         self._schedule.add(
             first,
             frame.slot,
@@ -140,10 +149,14 @@ class Serving:
         ended = (self._worker.source_ended(name) for name in self._detectors)
         return bool(self._worker.line_ending) or all(ended)
 
-    def _repaint(self, batch: Batch[Backend]) -> int | None:
+    def _repaint(self, batch: Batch[Backend | Detector]) -> int | None:
         began_ns = time.monotonic_ns()
-        pieces = [self._piece(share) for share in batch.shares]
-        witness = self._engines[batch.engine].through(batch.engine.infer, pieces)
+        pieces, witness = [self._piece(share) for share in batch.shares], None
+        if isinstance(batch.engine, Detector):
+            for share, piece in zip(batch.shares, pieces, strict=True):
+                batch.engine.look_again(piece.tiles, piece.answers, self._doubts.pop(share.frame))
+        else:
+            witness = self._engines[batch.engine].through(batch.engine.infer, pieces)
         spent_ns = time.monotonic_ns() - began_ns
         self._schedule.took(batch.engine, batch.rounds, spent_ns)
         if spent_ns > self._deadline_ns and not self._warned:
@@ -158,18 +171,19 @@ class Serving:
         arrays = self._worker.slab.arrays(share.frame)
         return Piece(arrays["tiles"], arrays["reconstruction"], share.tiles)
 
-    def _go_on(self, backend: Backend, share: Share, witness: int | None) -> None:
+    def _go_on(self, engine: Backend | Detector, share: Share, witness: int | None) -> None:
         """What follows for a frame that an engine is done with: the exact engine for what is in doubt, or the judge."""
-        frame, doubtful = self._frames[share.frame], []
+        frame, doubt = self._frames[share.frame], None
         detector = self._detectors[frame.station]
-        if backend is detector.cheap:
+        if engine is detector.cheap:
             piece = self._piece(share)
             with self._answering_for([frame.slot]):
                 limits = self._limits.get(frame.station)
-                doubtful = detector.doubtful(piece.tiles, piece.answers, limits, frame.rows_before)
-        if doubtful:
+                doubt = detector.doubtful(piece.tiles, piece.answers, limits, frame.rows_before)
+        if doubt and doubt.tiles:
+            self._doubts[frame.slot] = doubt
             deadline_ns = self._deadline_of(frame)
-            self._schedule.add(detector.exact, frame.slot, doubtful, deadline_ns=deadline_ns, patient=False)
+            self._schedule.add(_again(detector), frame.slot, doubt.tiles, deadline_ns=deadline_ns, patient=False)
         elif frame.slot in self._frames:
             self._pass_on(frame.slot, None, witness)
 
@@ -189,6 +203,7 @@ class Serving:
 
     def _pass_on(self, slot: int, reason: Reason | None, witness: int | None = None) -> None:
         frame = self._frames.pop(slot)
+        self._doubts.pop(slot, None)
         info, stamps = self._detectors[frame.station].info, [*frame.stamps, time.monotonic_ns()]
         self._done[slot] = replace(frame, reason=reason, witness=witness, engine=info, stamps=stamps)
         for done in sorted(self._done.values(), key=lambda f: f.number):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,14 +12,23 @@ from calib.calibration import StationCalibration
 from calib.thresholds import near_threshold
 from edge.anomaly import ErrorMapper
 from edge.plan import LinePlan, StationPlan
-from edge.scores import view_score
+from edge.scores import view_score, worst_blocks
 from edge.settings import Engine
 from edge.webs.carry import Chain
-from engines.backends import Backend, open_backend
+from engines.architecture import MaeArchitecture
+from engines.backends import Backend, RepaintsBlocks, open_backend
 from engines.bundle import Bundle
-from engines.plans import CHEAP_PLAN, EXACT_PLAN
+from engines.plans import CHEAP_PLAN, EXACT_PLAN, Index
 
-__all__ = ["Detector", "load_engine", "mask_plans", "open_detectors"]
+__all__ = ["Detector", "Doubt", "load_engine", "mask_plans", "open_detectors"]
+
+
+class Doubt(NamedTuple):
+    """What the exact engine of a cascade must be asked for."""
+
+    tiles: list[int]
+    blocks: Index
+    """int32 [len(tiles), B], of each tile; [len(tiles), 0]: the engine takes whole tiles only."""
 
 
 class Detector:
@@ -31,6 +41,7 @@ class Detector:
         self._mapper = ErrorMapper(self._manifest.error_map, (height, width, channels))
         self._maps = np.empty((count if cheap else 0, height, width), np.float32)
         self._chain = Chain(plan.carry)
+        self._again = exact if cheap and isinstance(exact, RepaintsBlocks) and exact.blocks else None
         self.info = {k: str(v) for k, v in asdict(exact.describe()).items()} | {"plan": plan.station.plan}
 
     def first(self, calibration: StationCalibration | None) -> Backend:
@@ -46,20 +57,46 @@ class Detector:
         calibration: StationCalibration | None,
         rows_before: int = 0,
         number: int = 0,
-    ) -> list[int]:
+    ) -> Doubt:
         """Of the tiles that the cheap engine repainted: those whose score is too near to the threshold to be sure what
-        the exact score says. They are for the exact engine. For `rows_before` see FrameRef; `number` is the frame's,
-        and those of a web come in this order. Areas are added up as the cheap engine saw them. Raises NotFiniteError.
+        the exact score says, and of these the blocks that matter most. They are for the exact engine.
+
+        For `rows_before` see FrameRef; `number` is the frame's, and those of a web come in this order. Areas are added
+        up as the cheap engine saw them. Raises NotFiniteError.
         """
         if calibration is None or calibration.cascade_band is None:
-            return []
+            return Doubt([], np.empty((0, 0), np.int32))
         ignore, before = self.plan.ignored(rows_before), self._chain.before(number, rows_before)
         maps = self._mapper.fill(tiles, out, self._maps, ignore)
         limit, joined = calibration.map_threshold, self.plan.joined
         found = view_score(maps, self._manifest.score, limit, ignore, joined, before)
         self._chain.keep(number, found.carry)
         near = near_threshold(found.tile_scores, calibration.score_threshold, calibration.cascade_band)
-        return [int(i) for i in np.flatnonzero(near)]
+        doubtful = [int(i) for i in np.flatnonzero(near)]
+        blocks = np.empty((len(doubtful), self._again.blocks if self._again else 0), np.int32)
+        for row, i in zip(blocks, doubtful, strict=True):
+            row[:] = self._worst_blocks(maps[i], limit, len(row))
+        return Doubt(doubtful, blocks)
+
+    @property
+    def asks_for_blocks(self) -> bool:
+        """Whether the exact engine of this cascade takes blocks, and not whole tiles only."""
+        return self._again is not None
+
+    def look_again(self, tiles: NDArray[np.uint8], out: NDArray[np.float32], doubt: Doubt) -> None:
+        """Have the exact engine repaint in `out` what is in doubt."""
+        for i, blocks in zip(doubt.tiles, doubt.blocks, strict=True):
+            one = slice(i, i + 1)
+            if self._again:
+                self._again.repaint(tiles[one], out[one], blocks[None])
+            else:
+                self.exact.infer(tiles[one], out[one])
+
+    def _worst_blocks(self, tile_map: NDArray[np.float32], threshold: float, count: int) -> Index:
+        a = self._manifest.architecture
+        if not isinstance(a, MaeArchitecture):  # nothing else has blocks
+            return np.empty(0, np.int32)
+        return worst_blocks(tile_map, self._manifest.score, threshold, a.block * a.patch_px, count)
 
     def infer(
         self,
@@ -74,8 +111,7 @@ class Detector:
         first = self.first(calibration)
         witness = first.infer(tiles, out)
         if first is self.cheap:
-            for i in self.doubtful(tiles, out, calibration, rows_before, number):
-                self.exact.infer(tiles[i : i + 1], out[i : i + 1])
+            self.look_again(tiles, out, self.doubtful(tiles, out, calibration, rows_before, number))
         return witness
 
 

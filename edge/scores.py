@@ -14,7 +14,17 @@ from edge.tiling import Box, Place, PreparePlan, Tiling, boxes_to_frame
 from edge.webs.carry import Carry
 from engines.bundle import Score
 
-__all__ = ["SPECK_PX", "ViewScore", "boxes", "fuse", "score", "view_boxes", "view_defects", "view_score"]
+__all__ = [
+    "SPECK_PX",
+    "ViewScore",
+    "boxes",
+    "fuse",
+    "score",
+    "view_boxes",
+    "view_defects",
+    "view_score",
+    "worst_blocks",
+]
 
 SPECK_PX = 9
 """Smaller areas of a view are in no box: a few pixels of every good part lie above the map's threshold too."""
@@ -83,6 +93,21 @@ def _joined_areas(
     found = _areas(fuse(maps, tiling), threshold, before)
     inside = [found.labels[box.rows, box.columns] for box in tiling.boxes]
     return np.array([found.sizes[labels[labels > 0]].max(initial=0) for labels in inside]), found.carry
+
+
+def worst_blocks(tile_map: Map, spec: Score, threshold: float, block_px: int, count: int) -> NDArray[np.int32]:
+    """Numbers, ascending, of the `count` blocks of `block_px` pixels that say most about the score of a map [h, w].
+
+    Blocks are numbered row by row; those at the far edges may be smaller. Where the score is an area, a block counts
+    for the areas that reach into it, each pixel as much as the area is large; else for its largest value.
+    """
+    starts = [np.arange(0, side, block_px) for side in tile_map.shape]
+    if spec.kind == "area":
+        found = _areas(tile_map, threshold)
+        weights = np.add.reduceat(np.add.reduceat(found.sizes[found.labels], starts[0], 0), starts[1], 1)
+    else:
+        weights = np.maximum.reduceat(np.maximum.reduceat(tile_map, starts[0], 0), starts[1], 1)
+    return np.sort(np.argsort(-weights, axis=None, kind="stable")[:count]).astype(np.int32)
 
 
 def _peak(values: Map) -> float:

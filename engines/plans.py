@@ -12,6 +12,7 @@ to it).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +30,7 @@ __all__ = [
     "named_plan",
     "plan",
     "plan_inputs",
+    "some_blocks",
     "window",
 ]
 
@@ -152,6 +154,19 @@ def plan_inputs(architecture: Architecture, name: str) -> dict[str, Index]:
         return {}
     sets = named_plan(name, masked)
     return {"visible": sets.visible, "hidden": sets.hidden, "place": sets.place}
+
+
+def some_blocks(sets: Mapping[str, Index], chosen: Index) -> dict[str, Index]:
+    """Of the index sets of plan `x1` (`plan_inputs`), whose variants hide one block each, those of the blocks `chosen`.
+
+    What these do not repaint gets what stands first in their answers, and must be thrown away.
+    """
+    width = sets["hidden"].shape[1]
+    variant, entry = np.divmod(sets["place"], width)
+    order = np.full(len(sets["hidden"]), -1)
+    order[chosen] = np.arange(len(chosen))
+    place = np.where(order[variant] < 0, 0, order[variant] * width + entry)
+    return {"visible": sets["visible"][chosen], "hidden": sets["hidden"][chosen], "place": place.astype(np.int32)}
 
 
 def _far_from(tokens: list[int], among: Index, columns: int, count: int) -> list[int]:

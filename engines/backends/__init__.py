@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -11,11 +11,13 @@ import numpy.typing as npt
 from edge.errors import BundleError, RecipeError
 from engines.architecture import Architecture
 from engines.bundle import Bundle, MarkerArchitecture, NullArchitecture
+from engines.plans import Index
 
 __all__ = [
     "BACKENDS",
     "Backend",
     "BackendInfo",
+    "RepaintsBlocks",
     "build_engine",
     "open_backend",
     "require_network",
@@ -69,6 +71,19 @@ class Backend(Protocol):
 
     def describe(self) -> BackendInfo:
         """What runs. Raises RuntimeError before `load`."""
+
+
+@runtime_checkable
+class RepaintsBlocks(Protocol):
+    """What a backend may offer beyond `Backend`: to repaint some blocks of a tile alone."""
+
+    @property
+    def blocks(self) -> int:
+        """How many at a time; 0: with this bundle, plan or precision it cannot."""
+
+    def repaint(self, tiles: Tiles, out: Reconstruction, blocks: Index) -> None:
+        """`Backend.infer` for the blocks of each tile that `blocks` int32 [N, self.blocks] names, numbered row by row;
+        the rest of `out` is left as it is."""
 
 
 def open_backend(name: str, *, null_delay_ms: float | None = None, marker_build_ms: float | None = None) -> Backend:

@@ -63,6 +63,23 @@ class Recording:
         return BackendInfo("recording", "1", "none", "f32", "any", self.plan)
 
 
+class RecordingBlocks(Recording):
+    """One that repaints some blocks alone, 28 pixels wide, and remembers which."""
+
+    blocks = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[list[int]] = []
+
+    def repaint(self, tiles: np.ndarray, out: np.ndarray, blocks: np.ndarray) -> None:
+        for tile, answer, chosen in zip(tiles, out, blocks, strict=True):
+            self.asked.append(chosen.tolist())
+            for row, column in (divmod(block, 8) for block in chosen):
+                here = np.s_[28 * row : 28 * row + 28, 28 * column : 28 * column + 28]
+                np.multiply(tile[here], np.float32(1 / 255), out=answer[here])
+
+
 DOUBTFUL, NO_PICTURE = 99, 98
 """Greys of tiles that look strange to the cheap plan, and that it cannot repaint; the exact plan repaints all."""
 
@@ -147,11 +164,11 @@ class Line:
 def open_line(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Line]]:
     lines: list[Line] = []
 
-    def make(**how: Any) -> Line:
+    def make(kind: type[Recording] = Recording, **how: Any) -> Line:
         backends: list[Recording] = []
 
         def open_backend(*_: Any, **__: Any) -> Recording:
-            backends.append(Recording())
+            backends.append(kind())
             return backends[-1]
 
         worker = HandWorker(**how)
@@ -280,6 +297,22 @@ def test_a_cascade_repaints_what_is_in_doubt_again_and_passes_the_rest_on(open_l
     uncalibrated = line.worker.frame("s1", 0, 10, DOUBTFUL)
     assert line.at(0, uncalibrated) == [("s1", 0)]
     assert exact.calls[-1] == [10, DOUBTFUL], "without a calibration all is exact"
+
+
+def test_an_engine_that_knows_blocks_is_asked_for_those_that_are_in_doubt(open_line: Callable[..., Line]) -> None:
+    whole_tile = 224 * 224
+    near = limits("s0", score_threshold=0.8 * whole_tile, cascade_band=(-0.5 * whole_tile, 0.0))
+    line = open_line(kind=RecordingBlocks, calibration=near, station=CASCADE | {"bundle": "texture-s"}, **in_batches(2))
+    cheap, exact = line.backends
+    frame = line.worker.frame("s0", 0, 10, DOUBTFUL)
+    assert line.at(0, frame) == []
+    assert line.at(0) == [("s0", 0)]
+    assert (cheap.calls, exact.calls, exact.asked) == ([[10, DOUBTFUL]], [], [[0, 1, 2]])
+    first, doubtful = (255 * line.worker.slab.arrays(frame.slot)["reconstruction"][..., 0]).round()
+    np.testing.assert_array_equal(first, 10)
+    np.testing.assert_array_equal(doubtful[:28, :84], DOUBTFUL)
+    np.testing.assert_array_equal(doubtful[:28, 84:], DOUBTFUL + 102)
+    np.testing.assert_array_equal(doubtful[28:], DOUBTFUL + 102)
 
 
 @pytest.mark.parametrize("adds_up", [False, True])

@@ -131,3 +131,16 @@ def test_the_mean_is_over_judged_pixels() -> None:
     ignore[:, 10:] = True
     assert scores.score(spots() * ~ignore, Score(kind="mean"), ignore=ignore) == pytest.approx(6 / 200)
     assert scores.score(spots() * 0, Score(kind="mean"), ignore=np.ones((20, 20), bool)) == 0
+
+
+def test_the_worst_blocks_are_those_that_the_largest_areas_reach_into() -> None:
+    tile_map = np.zeros((20, 24), np.float32)
+    tile_map[3:6, 6:18] = 0.5  # one area over blocks 0, 1 and 2 of the upper row, most of it in 1
+    tile_map[17:19, 1:3] = 0.9  # a brighter one, and smaller, in the lower row of blocks, which are cut off
+    area, brightest = Score(kind="area"), Score(kind="max")
+    assert scores.worst_blocks(tile_map, area, 0.1, 8, 3).tolist() == [0, 1, 2]
+    assert scores.worst_blocks(tile_map, area, 0.1, 8, 1).tolist() == [1]
+    assert scores.worst_blocks(tile_map, area, 0.1, 8, 4).tolist() == [0, 1, 2, 6]
+    assert scores.worst_blocks(tile_map, area, 0.7, 8, 1).tolist() == [6]
+    assert scores.worst_blocks(tile_map, brightest, 0.1, 8, 1).tolist() == [6]
+    assert len(scores.worst_blocks(np.zeros((20, 24), np.float32), area, 0.1, 8, 2)) == 2, "as many as were asked for"

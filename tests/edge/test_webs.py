@@ -406,8 +406,8 @@ def test_a_cascade_doubts_nothing_for_what_is_not_judged() -> None:
     tiles, out = np.zeros((1, 224, 224, 1), np.uint8), np.zeros((1, 224, 224, 1), np.float32)
     out[:, 2:20] = 1.0
     detector = Detector(one, Blank(), Blank())  # type: ignore[arg-type]
-    assert detector.doubtful(tiles, out, limits, rows_before=24) == []
-    assert detector.doubtful(tiles, out, limits, rows_before=0) == [0]
+    assert detector.doubtful(tiles, out, limits, rows_before=24).tiles == []
+    assert detector.doubtful(tiles, out, limits, rows_before=0).tiles == [0]
 
 
 def test_a_report_of_a_web_measures_along_it_in_lines(tmp_path: Path) -> None:

@@ -76,6 +76,34 @@ def test_a_kept_model_answers_as_the_compiled_one_to_the_bit(
     assert again.describe() == first.describe()
 
 
+def test_the_quarters_of_x1_are_its_variants(bundle: Bundle, tmp_path: Path) -> None:
+    whole = compile_graph(network_graph(bundle), plan_inputs(TINY, "x1"), (1, *TILES.shape[1:]), "f32", 1)
+    request = whole.create_infer_request()
+    expected = np.stack([request.infer([tile[None]])[0][0].copy() for tile in TILES])
+    for batch in (1, 2):
+        np.testing.assert_allclose(answer(load(bundle, tmp_path, "x1", batch=batch), bundle), expected, atol=1e-5)
+
+
+def test_some_blocks_of_a_tile_are_repainted_and_the_rest_is_left_as_it_is(bundle: Bundle, tmp_path: Path) -> None:
+    backend = load(bundle, tmp_path, "x1")
+    expected, out = answer(backend, bundle), np.full(TILES.shape, -1, np.float32)
+    side = TINY.block * TINY.patch_px
+    across = TINY.tile_px // side
+    assert backend.blocks == across**2 // 4
+    chosen = np.stack([(np.arange(backend.blocks) * 3 + i) % across**2 for i in range(len(TILES))]).astype(np.int32)
+    backend.repaint(TILES, out, chosen)
+    for tile, whole, blocks in zip(out, expected, chosen, strict=True):
+        for block in range(across**2):
+            row, column = (n * side for n in divmod(block, across))
+            here = np.s_[row : row + side, column : column + side]
+            np.testing.assert_array_equal(tile[here], whole[here] if block in blocks else -1)
+
+
+@pytest.mark.parametrize("plan", ["x4", "x16", "x32"])
+def test_other_plans_know_no_blocks(bundle: Bundle, tmp_path: Path, plan: str) -> None:
+    assert load(bundle, tmp_path, plan).blocks == 0
+
+
 def flip(position: float) -> Callable[[Stored], None]:
     def damage(stored: Stored) -> None:
         data = bytearray(stored.engine.read_bytes())

@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from engines.architecture import TEXTURE_S
-from engines.plans import PLANS, Plan, blocks, named_plan, plan
+from engines.plans import PLANS, Plan, blocks, named_plan, plan, plan_inputs, some_blocks
 
 
 def check(p: Plan, whole: bool = True) -> None:
@@ -92,3 +92,16 @@ def test_impossible_plans_are_refused(grid: tuple[int, int], hide: int) -> None:
 def test_an_unknown_plan_is_named() -> None:
     with pytest.raises(ValueError, match="x1, x4, x16, x32"):
         named_plan("cascade", TEXTURE_S)
+
+
+def test_some_blocks_have_the_index_sets_of_their_variants() -> None:
+    sets, chosen = plan_inputs(TEXTURE_S, "x1"), np.array([9, 3, 63], np.int32)
+    some = some_blocks(sets, chosen)
+    np.testing.assert_array_equal(some["visible"], sets["visible"][chosen])
+    np.testing.assert_array_equal(some["hidden"], sets["hidden"][chosen])
+    table = [cell for row in blocks(TEXTURE_S.grid, TEXTURE_S.block) for cell in row]
+    for block in chosen:
+        repainted = some["hidden"].ravel()[some["place"][table[block]]]
+        np.testing.assert_array_equal(repainted, table[block])
+    assert some["place"].dtype == np.int32
+    assert some["place"].max() < some["hidden"].size

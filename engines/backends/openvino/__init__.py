@@ -30,9 +30,10 @@ from engines.backends.openvino.compiling import (
     static_model,
 )
 from engines.backends.openvino.int8 import find_built, from_bytes
+from engines.backends.openvino.quarters import Quarters, quarters_of
 from engines.backends.verify import require_verified
 from engines.bundle import GRAPH, Bundle
-from engines.plans import plan_inputs
+from engines.plans import Index, plan_inputs
 
 __all__ = ["OpenVinoBackend", "compile_graph", "instruction_set"]
 
@@ -51,15 +52,17 @@ class OpenVinoBackend:
         self._info: BackendInfo | None = None
         self._request: Any = None
         self._input: npt.NDArray[np.uint8] = np.empty((0, 0, 0, 0), np.uint8)
+        self._quarters: Quarters | None = None
 
     def load(self, bundle: Bundle, plan: str, *, precision: str, threads: int, batch: int) -> None:
         """See `Backend`. Raises StaleEngineError, which says what to do, for an int8 graph that is missing, stale,
         damaged or was never verified, and EngineError for one that was and failed."""
         openvino = import_openvino()
-        require_network(bundle, "openvino")
+        network = require_network(bundle, "openvino")
         require_plan(bundle, plan)
         require_precision(precision)
-        key = key_of(bundle, plan, precision, batch)
+        self._quarters = quarters_of(network, plan, precision)
+        key = key_of(bundle, plan, precision, 1 if self._quarters else batch)
         make, model_sha256, version = self._model(bundle, key)
         wanted = key.model_copy(update={"model_sha256": model_sha256, "threads": threads or cores_less_one()})
         self._input = np.zeros(key.tiles, np.uint8)
@@ -71,7 +74,7 @@ class OpenVinoBackend:
         if not answer.compatible(openvino.PartialShape(list(expected))):
             raise BundleError(f"bundle {bundle.path}: {GRAPH} answers {answer}, expected {list(expected)}")
         self._request = compiled.create_infer_request()
-        self._request.set_input_tensor(openvino.Tensor(self._input, shared_memory=True))
+        self._request.set_tensor(compiled.input("tiles"), openvino.Tensor(self._input, shared_memory=True))
         device = str(compiled.get_property("EXECUTION_DEVICES")[0])
         self._info = BackendInfo("openvino", version, device, effective_precision(compiled), key.target, plan)
 
@@ -79,10 +82,14 @@ class OpenVinoBackend:
         """See `Backend`; the second run is the first at full speed."""
         self._input.fill(128)
         for _ in range(2):
-            self._request.infer()
+            self._request.infer(self._quarters.example if self._quarters else None)
 
     def infer(self, tiles: npt.NDArray[np.uint8], out: npt.NDArray[np.float32]) -> int | None:
         """See `Backend`; a last, smaller batch is filled up with what lies in the buffer."""
+        if self._quarters:
+            for tile, answer in zip(tiles, out, strict=True):
+                self._quarters.repaint(self._run, tile, answer)
+            return None
         batch = len(self._input)
         for start in range(0, len(tiles), batch):
             count = min(batch, len(tiles) - start)
@@ -90,6 +97,23 @@ class OpenVinoBackend:
             self._request.infer()
             out[start : start + count] = self._request.get_output_tensor().data[:count]
         return None
+
+    @property
+    def blocks(self) -> int:
+        """See `RepaintsBlocks`."""
+        return self._quarters.blocks if self._quarters else 0
+
+    def repaint(self, tiles: npt.NDArray[np.uint8], out: npt.NDArray[np.float32], blocks: Index) -> None:
+        """See `RepaintsBlocks`."""
+        assert self._quarters is not None
+        for tile, answer, chosen in zip(tiles, out, blocks, strict=True):
+            self._quarters.repaint(self._run, tile, answer, chosen)
+
+    def _run(self, tiles: npt.NDArray[np.uint8], sets: dict[str, Index]) -> npt.NDArray[np.float32]:
+        self._input[:] = tiles
+        self._request.infer(sets)
+        answer: npt.NDArray[np.float32] = self._request.get_output_tensor().data
+        return answer
 
     def keep_warm(self) -> None:
         """See `Backend`; nothing cools down here."""
@@ -110,8 +134,9 @@ class OpenVinoBackend:
         self.stored = None
         network = network_graph(bundle)  # its hash is checked here, also where what was kept is served
         if key.precision != "int8":
-            constants = plan_inputs(require_network(bundle, "openvino"), key.plan)
-            return lambda: static_model(network, constants, key.tiles), key.model_sha256, key.version
+            sets = plan_inputs(require_network(bundle, "openvino"), key.plan)
+            constants, inputs = ({}, self._quarters.example) if self._quarters else (sets, {})
+            return lambda: static_model(network, constants, key.tiles, inputs), key.model_sha256, key.version
         self.stored, graph = find_built(self.cache, bundle, key)
         if self._verified_only:
             require_verified(self.stored, command("verify", bundle, key))

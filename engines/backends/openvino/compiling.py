@@ -1,7 +1,8 @@
 """From a graph to a model that OpenVINO runs on this CPU, with static shapes and a precision that was asked for.
 
 The mask plan becomes part of the graph here: its index sets are inputs of the ONNX file and constants of the compiled
-model, so that one file serves every plan and OpenVINO folds what depends on them.
+model, so that one file serves every plan and OpenVINO folds what depends on them. Of plan x1 they may stay inputs
+(`engines.backends.openvino.quarters`).
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ __all__ = [
 
 PRECISIONS = {"f32": "FP32", "bf16": "BF16", "int8": "INT8"}
 """What can be asked for, and the capability that a CPU must report for it."""
-REVISION = 2
+REVISION = 3
 """Raised with every change to `static_model` or to `int8.quantise` that makes another graph from the same bundle."""
 COMPILED_BYTES = 2_000_000_000
 """So much room may all models take up that are kept for the next start; the weights of one alone, a half of it."""
@@ -92,11 +93,15 @@ def require_precision(precision: str) -> None:
         raise RecipeError(f"precision {precision!r}: this CPU has {here}; change `precision` in the recipe")
 
 
-def static_model(onnx: bytes | Path, constants: Constants, shape: tuple[int, ...]) -> Any:
-    """An ONNX graph as an `openvino.Model` whose one input has this shape; the others become constants.
+def static_model(
+    onnx: bytes | Path, constants: Constants, shape: tuple[int, ...], inputs: Constants | None = None
+) -> Any:
+    """An ONNX graph as an `openvino.Model` whose tiles have this shape; `constants` become part of it, and `inputs`
+    stay inputs, with the shapes of these.
 
     Raises RuntimeError for what OpenVINO cannot read.
     """
+    inputs = inputs or {}
     import_openvino()
     from openvino import opset13
 
@@ -108,7 +113,8 @@ def static_model(onnx: bytes | Path, constants: Constants, shape: tuple[int, ...
             for target in parameter.output(0).get_target_inputs():
                 target.replace_source_output(constant.output(0))
             model.remove_parameter(parameter)
-    model.reshape(list(shape))
+    names = [parameter.get_friendly_name() for parameter in model.get_parameters()]
+    model.reshape({name: list(inputs[name].shape if name in inputs else shape) for name in names})
     return model
 
 
