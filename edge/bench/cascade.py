@@ -4,7 +4,7 @@ Parts go the way that they go on a line with `texture-s` (`calib.inspection`): c
 category with its own calibration. They are images of the folder that MASKLINE_TEST_DATA names, at most `CALIBRATE` and
 `JUDGE` per category and truth (GROUP/CATEGORY/train/good and test/KIND, as MVTec-AD has them); without that variable,
 crops of photographs, some with a painted defect. Wanted are the same decision on 99.5 % of the parts and a tenth of the
-time; docs/performance.md says how far that is, and why.
+time; docs/performance.md says what was reached.
 """
 
 from __future__ import annotations
