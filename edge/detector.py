@@ -42,6 +42,8 @@ class Detector:
         self._maps = np.empty((count if cheap else 0, height, width), np.float32)
         self._chain = Chain(plan.carry)
         self._again = exact if cheap and isinstance(exact, RepaintsBlocks) and exact.blocks else None
+        a = self._manifest.architecture
+        self._block_px = a.block * a.patch_px if isinstance(a, MaeArchitecture) else 0  # nothing else has blocks
         self.info = {k: str(v) for k, v in asdict(exact.describe()).items()} | {"plan": plan.station.plan}
 
     def first(self, calibration: StationCalibration | None) -> Backend:
@@ -73,10 +75,10 @@ class Detector:
         self._chain.keep(number, found.carry)
         near = near_threshold(found.tile_scores, calibration.score_threshold, calibration.cascade_band)
         doubtful = [int(i) for i in np.flatnonzero(near)]
-        blocks = np.empty((len(doubtful), self._again.blocks if self._again else 0), np.int32)
-        for row, i in zip(blocks, doubtful, strict=True):
-            row[:] = self._worst_blocks(maps[i], limit, len(row))
-        return Doubt(doubtful, blocks)
+        count = self._again.blocks if self._again else 0
+        score, side = self._manifest.score, self._block_px
+        blocks = [worst_blocks(maps[i], score, limit, side, count) for i in doubtful] if count else []
+        return Doubt(doubtful, np.array(blocks, np.int32).reshape(len(doubtful), count))
 
     @property
     def asks_for_blocks(self) -> bool:
@@ -91,12 +93,6 @@ class Detector:
                 self._again.repaint(tiles[one], out[one], blocks[None])
             else:
                 self.exact.infer(tiles[one], out[one])
-
-    def _worst_blocks(self, tile_map: NDArray[np.float32], threshold: float, count: int) -> Index:
-        a = self._manifest.architecture
-        if not isinstance(a, MaeArchitecture):  # nothing else has blocks
-            return np.empty(0, np.int32)
-        return worst_blocks(tile_map, self._manifest.score, threshold, a.block * a.patch_px, count)
 
     def infer(
         self,
