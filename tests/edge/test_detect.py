@@ -315,6 +315,31 @@ def test_an_engine_that_knows_blocks_is_asked_for_those_that_are_in_doubt(open_l
     np.testing.assert_array_equal(doubtful[28:], DOUBTFUL + 102)
 
 
+def test_a_cascade_has_the_worst_blocks_from_x1_and_the_rest_from_x32() -> None:
+    worker = HandWorker(
+        station={"plan": "cascade", "bundle": "texture-s"}, engine={"backend": "openvino", "threads": 1}
+    )
+    one = detector.open_detectors(worker.plan)["s0"]
+    rows, columns = np.mgrid[:224, :224]
+    tiles = (128 + 60 * np.sin(rows / 3) * np.cos(columns / 4)).astype(np.uint8)[None, ..., None]
+    tiles[0, 90:110, 60:75] = 20
+    exact, cheap, found = (np.empty(tiles.shape, np.float32) for _ in range(3))
+    one.exact.infer(tiles, exact)
+    assert one.cheap is not None
+    one.cheap.infer(tiles, cheap)
+    near = limits("s0", score_threshold=300.0, cascade_band=(-1e5, 1e5)).stations["s0"]
+    one.infer(tiles, found, near)
+    doubt = one.doubtful(tiles, cheap, near)
+    assert doubt.tiles == [0]
+    assert {3 * 8 + 2} < set(doubt.blocks[0].tolist()), "the dark spot's, and more"
+    for block in range(64):
+        row, column = (28 * n for n in divmod(block, 8))
+        here = np.s_[0, row : row + 28, column : column + 28]
+        np.testing.assert_array_equal(found[here], (exact if block in doubt.blocks else cheap)[here])
+    assert not np.array_equal(exact, cheap)
+    worker.slab.close()
+
+
 @pytest.mark.parametrize("adds_up", [False, True])
 def test_frames_whose_areas_are_added_up_are_passed_on_in_their_order(
     open_line: Callable[..., Line], adds_up: bool, tmp_path: Path
